@@ -1,0 +1,343 @@
+//! Data sets in BEIR layout: `corpus.jsonl`, `queries.jsonl`, `qrels/{train,dev,test}.tsv`.
+
+use crate::files::{self, FileError};
+use crate::metrics::Judgements;
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+
+/// One line of `corpus.jsonl`; unknown fields are ignored.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Document {
+    /// Identifier, unique in the corpus.
+    #[serde(rename = "_id")]
+    pub id: String,
+    /// Title, may be empty.
+    #[serde(default)]
+    pub title: String,
+    /// Text.
+    #[serde(default)]
+    pub text: String,
+}
+
+impl Document {
+    /// What is encoded: title and text on lines of their own (either may be empty).
+    pub fn contents(&self) -> String {
+        let (title, text) = (self.title.trim(), self.text.trim());
+        match (title.is_empty(), text.is_empty()) {
+            (true, _) => text.to_owned(),
+            (_, true) => title.to_owned(),
+            _ => format!("{title}\n{text}"),
+        }
+    }
+}
+
+/// One line of `queries.jsonl`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Query {
+    /// Identifier, unique among the queries.
+    #[serde(rename = "_id")]
+    pub id: String,
+    /// Text.
+    pub text: String,
+}
+
+/// Data that cannot be used, with the line.
+#[derive(Debug, thiserror::Error)]
+pub enum DataError {
+    /// A file cannot be read.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// A line is not JSON of the expected shape.
+    #[error("{file}:{line}: not a JSON object with `_id` and `text`: {source}")]
+    Json {
+        /// The file.
+        file: PathBuf,
+        /// Line, from 1.
+        line: usize,
+        /// What the parser said.
+        source: serde_json::Error,
+    },
+    /// Two lines share an id.
+    #[error("{file}:{line}: id `{id}` was used on line {first} already; ids must be unique")]
+    Duplicate {
+        /// The file.
+        file: PathBuf,
+        /// Second line.
+        line: usize,
+        /// First line.
+        first: usize,
+        /// The id.
+        id: String,
+    },
+    /// A line without any text.
+    #[error("{file}:{line}: `{id}` has neither title nor text; there is nothing to encode")]
+    EmptyText {
+        /// The file.
+        file: PathBuf,
+        /// Line.
+        line: usize,
+        /// The id.
+        id: String,
+    },
+    /// No line at all.
+    #[error("{file}: holds no {what}")]
+    Empty {
+        /// The file.
+        file: PathBuf,
+        /// `documents`, `queries` or `judgements`.
+        what: &'static str,
+    },
+    /// A judgement line that does not parse.
+    #[error(
+        "{file}:{line}: found `{found}`, expected `query-id<TAB>corpus-id<TAB>score` with a whole number as score"
+    )]
+    Qrels {
+        /// The file.
+        file: PathBuf,
+        /// Line.
+        line: usize,
+        /// The line's text.
+        found: String,
+    },
+    /// A judgement about something that does not exist.
+    #[error("{file}:{line}: {what} `{id}` is not in {other}")]
+    Unknown {
+        /// The file.
+        file: PathBuf,
+        /// Line.
+        line: usize,
+        /// `query` or `document`.
+        what: &'static str,
+        /// The id.
+        id: String,
+        /// Where it should be.
+        other: &'static str,
+    },
+    /// A text that is not UTF-8.
+    #[error("{file}:{line}: not UTF-8 text")]
+    Utf8 {
+        /// The file.
+        file: PathBuf,
+        /// Line.
+        line: usize,
+    },
+}
+
+/// A folder in BEIR layout, read and checked.
+#[derive(Debug, Clone)]
+pub struct BeirData {
+    /// The folder.
+    pub dir: PathBuf,
+    /// Documents in file order.
+    pub documents: Vec<Document>,
+    /// Queries in file order.
+    pub queries: Vec<Query>,
+    /// Place of each document id.
+    pub document_index: HashMap<String, usize>,
+    /// Place of each query id.
+    pub query_index: HashMap<String, usize>,
+}
+
+/// The judgements of one split: query id to judged documents, in order of query id.
+pub type Qrels = BTreeMap<String, Judgements>;
+
+impl BeirData {
+    /// Reads corpus and queries.
+    pub fn open(dir: &Path) -> Result<Self, DataError> {
+        let documents = read_documents(&dir.join("corpus.jsonl"))?;
+        let queries_file = dir.join("queries.jsonl");
+        let mut queries = Vec::new();
+        for_each_json(&queries_file, |query: Query, line| {
+            if query.text.trim().is_empty() {
+                return Err(DataError::EmptyText { file: queries_file.clone(), line, id: query.id });
+            }
+            queries.push((query, line));
+            Ok(())
+        })?;
+        if queries.is_empty() {
+            return Err(DataError::Empty { file: queries_file, what: "queries" });
+        }
+        let query_index = unique(&queries_file, queries.iter().map(|(q, line)| (q.id.as_str(), *line)))?;
+        let document_index = documents.iter().enumerate().map(|(i, d)| (d.id.clone(), i)).collect();
+        let queries = queries.into_iter().map(|(query, _)| query).collect();
+        Ok(Self { dir: dir.to_owned(), documents, queries, document_index, query_index })
+    }
+
+    /// Reads `qrels/{split}.tsv`; judgements about unknown queries or documents are errors with their line.
+    pub fn qrels(&self, split: &str) -> Result<Qrels, DataError> {
+        let file = self.dir.join("qrels").join(format!("{split}.tsv"));
+        let mut qrels = Qrels::new();
+        for_each_line(&file, |text, line| {
+            let fields: Vec<&str> = text.split('\t').collect();
+            if line == 1 && fields.first() == Some(&"query-id") {
+                return Ok(());
+            }
+            let parsed = match fields[..] {
+                [query, document, gain] => {
+                    gain.trim().parse::<i64>().ok().map(|gain| (query, document, gain))
+                }
+                _ => None,
+            };
+            let Some((query, document, gain)) = parsed else {
+                return Err(DataError::Qrels { file: file.clone(), line, found: text.to_owned() });
+            };
+            let known = [
+                ("query", query, self.query_index.contains_key(query), "queries.jsonl"),
+                ("document", document, self.document_index.contains_key(document), "corpus.jsonl"),
+            ];
+            for (what, id, found, other) in known {
+                if !found {
+                    return Err(DataError::Unknown {
+                        file: file.clone(),
+                        line,
+                        what,
+                        id: id.to_owned(),
+                        other,
+                    });
+                }
+            }
+            let gain = u32::try_from(gain).unwrap_or(0);
+            qrels.entry(query.to_owned()).or_default().insert(document.to_owned(), gain);
+            Ok(())
+        })?;
+        if qrels.is_empty() {
+            return Err(DataError::Empty { file, what: "judgements" });
+        }
+        Ok(qrels)
+    }
+
+    /// SHA-256 over all documents, queries and the given splits' judgements: what a cache or a run is keyed to.
+    pub fn digest(&self, splits: &[&Qrels]) -> String {
+        let mut parts: Vec<Vec<u8>> = Vec::new();
+        for d in &self.documents {
+            parts.extend([d.id.clone().into_bytes(), d.contents().into_bytes()]);
+        }
+        for q in &self.queries {
+            parts.extend([q.id.clone().into_bytes(), q.text.clone().into_bytes()]);
+        }
+        for qrels in splits {
+            for (query, judgements) in *qrels {
+                let mut judged: Vec<_> = judgements.iter().collect();
+                judged.sort();
+                parts.push(format!("{query} {judged:?}").into_bytes());
+            }
+        }
+        files::sha256_parts(parts.iter().map(Vec::as_slice))
+    }
+}
+
+/// Reads a `corpus.jsonl`: at least one document, unique ids, no empty ones.
+pub fn read_documents(file: &Path) -> Result<Vec<Document>, DataError> {
+    let mut documents = Vec::new();
+    for_each_json(file, |document: Document, line| {
+        if document.contents().is_empty() {
+            return Err(DataError::EmptyText { file: file.to_owned(), line, id: document.id });
+        }
+        documents.push((document, line));
+        Ok(())
+    })?;
+    if documents.is_empty() {
+        return Err(DataError::Empty { file: file.to_owned(), what: "documents" });
+    }
+    unique(file, documents.iter().map(|(d, line)| (d.id.as_str(), *line)))?;
+    Ok(documents.into_iter().map(|(document, _)| document).collect())
+}
+
+fn unique<'a>(
+    file: &Path,
+    ids: impl Iterator<Item = (&'a str, usize)>,
+) -> Result<HashMap<String, usize>, DataError> {
+    let mut seen: HashMap<&str, usize> = HashMap::new();
+    let mut index = HashMap::new();
+    for (position, (id, line)) in ids.enumerate() {
+        if let Some(first) = seen.insert(id, line) {
+            return Err(DataError::Duplicate { file: file.to_owned(), line, first, id: id.to_owned() });
+        }
+        index.insert(id.to_owned(), position);
+    }
+    Ok(index)
+}
+
+fn for_each_json<T: serde::de::DeserializeOwned>(
+    file: &Path,
+    mut each: impl FnMut(T, usize) -> Result<(), DataError>,
+) -> Result<(), DataError> {
+    for_each_line(file, |text, line| {
+        let value = serde_json::from_str(text).map_err(|source| DataError::Json {
+            file: file.to_owned(),
+            line,
+            source,
+        })?;
+        each(value, line)
+    })
+}
+
+/// Lines from 1, blank ones skipped, a byte order mark and carriage returns removed.
+fn for_each_line(
+    file: &Path,
+    mut each: impl FnMut(&str, usize) -> Result<(), DataError>,
+) -> Result<(), DataError> {
+    let mut reader = BufReader::new(File::open(file).map_err(FileError::io(file))?);
+    let mut bytes = Vec::new();
+    for line in 1.. {
+        bytes.clear();
+        if reader.read_until(b'\n', &mut bytes).map_err(FileError::io(file))? == 0 {
+            break;
+        }
+        let text =
+            std::str::from_utf8(&bytes).map_err(|_| DataError::Utf8 { file: file.to_owned(), line })?;
+        let text = text.trim_start_matches('\u{feff}').trim_end_matches(['\n', '\r']);
+        if !text.trim().is_empty() {
+            each(text, line)?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    fn data(corpus: &str, queries: &str, qrels: &str) -> (tempfile::TempDir, Result<Qrels, DataError>) {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("qrels")).unwrap();
+        fs::write(dir.path().join("corpus.jsonl"), corpus).unwrap();
+        fs::write(dir.path().join("queries.jsonl"), queries).unwrap();
+        fs::write(dir.path().join("qrels/test.tsv"), qrels).unwrap();
+        let read = BeirData::open(dir.path()).and_then(|data| data.qrels("test"));
+        (dir, read)
+    }
+
+    const CORPUS: &str = "{\"_id\":\"d1\",\"title\":\"T\",\"text\":\"x\"}\n";
+    const QUERIES: &str = "{\"_id\":\"q1\",\"text\":\"x\"}\n";
+
+    /// A bad line must be found by its number, not by bisecting a million lines.
+    #[test]
+    fn errors_name_the_line() {
+        let bad = [
+            (data("{\"_id\":\"d1\",\"text\":\"x\"}\n\n{oops\n", QUERIES, ""), "corpus.jsonl:3:"),
+            (data(&CORPUS.repeat(2), QUERIES, ""), "corpus.jsonl:2: id `d1` was used on line 1 already"),
+            (data("{\"_id\":\"d1\"}\n", QUERIES, ""), "corpus.jsonl:1: `d1` has neither title nor text"),
+            (data("", QUERIES, ""), "corpus.jsonl: holds no documents"),
+            (data(CORPUS, QUERIES, "query-id\tcorpus-id\tscore\nq1\td1\n"), "test.tsv:2: found `q1\td1`"),
+            (data(CORPUS, QUERIES, "q1\td9\t1\n"), "test.tsv:1: document `d9` is not in corpus.jsonl"),
+            (data(CORPUS, QUERIES, "q9\td1\t1\n"), "test.tsv:1: query `q9` is not in queries.jsonl"),
+            (data(CORPUS, QUERIES, "query-id\tcorpus-id\tscore\n"), "test.tsv: holds no judgements"),
+        ];
+        for ((_dir, result), expected) in bad {
+            let message = result.unwrap_err().to_string();
+            assert!(message.contains(expected), "{message:?} lacks {expected:?}");
+        }
+    }
+
+    /// BEIR files with Windows line ends and graded judgements are common and must read the same.
+    #[test]
+    fn reads_graded_judgements_and_carriage_returns() {
+        let (_dir, qrels) = data(CORPUS, QUERIES, "query-id\tcorpus-id\tscore\r\nq1\td1\t3\r\n");
+        assert_eq!(qrels.unwrap()["q1"]["d1"], 3);
+    }
+}

@@ -1,0 +1,228 @@
+//! Files that are either whole or absent: digests, atomic writes, staged directories.
+
+use sha2::{Digest, Sha256};
+use std::fs::{self, File};
+use std::io::{self, BufWriter, Read, Write};
+use std::path::{Path, PathBuf};
+
+/// What went wrong with which file.
+#[derive(Debug, thiserror::Error)]
+pub enum FileError {
+    /// The file cannot be opened, read or written.
+    #[error("{file}: {source}")]
+    Io {
+        /// The file or directory.
+        file: PathBuf,
+        /// The operating system's answer.
+        source: io::Error,
+    },
+    /// The file is not JSON of the expected shape.
+    #[error("{file}: not the JSON expected here: {source}")]
+    Json {
+        /// The file.
+        file: PathBuf,
+        /// Where and what.
+        source: serde_json::Error,
+    },
+    /// An output that would overwrite something.
+    #[error("{file}: already exists; name another output or remove it first")]
+    Exists {
+        /// The directory or file in the way.
+        file: PathBuf,
+    },
+    /// The file was written by a newer or unknown version of this program.
+    #[error(
+        "{file}: format version {found}, this program reads version {expected}; update the program or write the file again"
+    )]
+    Version {
+        /// The file.
+        file: PathBuf,
+        /// Version in the file.
+        found: u32,
+        /// Version read here.
+        expected: u32,
+    },
+}
+
+impl FileError {
+    /// Pairs an I/O error with its file.
+    pub fn io(file: &Path) -> impl FnOnce(io::Error) -> FileError {
+        let file = file.to_owned();
+        move |source| FileError::Io { file, source }
+    }
+}
+
+/// Lower-case hexadecimal SHA-256 of a file's bytes.
+pub fn sha256_file(path: &Path) -> Result<String, FileError> {
+    let mut file = File::open(path).map_err(FileError::io(path))?;
+    let mut hasher = Sha256::new();
+    let mut buffer = vec![0u8; 1 << 20];
+    loop {
+        let read = file.read(&mut buffer).map_err(FileError::io(path))?;
+        if read == 0 {
+            return Ok(hex(&hasher.finalize()));
+        }
+        hasher.update(&buffer[..read]);
+    }
+}
+
+/// Lower-case hexadecimal SHA-256 of several byte strings, each preceded by its length (so that no two lists collide).
+pub fn sha256_parts<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> String {
+    let mut hasher = Sha256::new();
+    for part in parts {
+        hasher.update((part.len() as u64).to_le_bytes());
+        hasher.update(part);
+    }
+    hex(&hasher.finalize())
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// Writes through a temporary sibling, fsync and rename: readers see the old file or the new one, never a part.
+pub fn write_atomic(
+    path: &Path,
+    write: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>,
+) -> Result<(), FileError> {
+    let temporary = sibling(path, "tmp");
+    let attempt = || -> io::Result<()> {
+        let mut writer = BufWriter::with_capacity(1 << 20, File::create(&temporary)?);
+        write(&mut writer)?;
+        writer.flush()?;
+        writer.get_ref().sync_all()?;
+        fs::rename(&temporary, path)?;
+        sync_parent(path)
+    };
+    attempt().map_err(|source| {
+        // Best effort: the error that matters is the one being reported.
+        let _ = fs::remove_file(&temporary);
+        FileError::Io { file: path.to_owned(), source }
+    })
+}
+
+/// Pretty-printed JSON with a final newline, written atomically.
+pub fn write_json<T: serde::Serialize>(path: &Path, value: &T) -> Result<(), FileError> {
+    write_atomic(path, |writer| {
+        serde_json::to_writer_pretty(&mut *writer, value)?;
+        writer.write_all(b"\n")
+    })
+}
+
+/// Reads one JSON file.
+pub fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, FileError> {
+    let text = fs::read_to_string(path).map_err(FileError::io(path))?;
+    serde_json::from_str(&text).map_err(|source| FileError::Json { file: path.to_owned(), source })
+}
+
+fn sibling(path: &Path, what: &str) -> PathBuf {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    path.with_file_name(format!(".{name}.{what}-{}", std::process::id()))
+}
+
+fn sync_parent(path: &Path) -> io::Result<()> {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => File::open(parent)?.sync_all(),
+        _ => File::open(".")?.sync_all(),
+    }
+}
+
+/// A directory under construction: filled beside its final place, renamed when whole, removed when dropped before.
+#[derive(Debug)]
+pub struct StagedDir {
+    temporary: PathBuf,
+    target: PathBuf,
+    committed: bool,
+}
+
+impl StagedDir {
+    /// Starts a directory that will appear at `target`, which must not exist (an empty directory is fine).
+    pub fn new(target: &Path) -> Result<Self, FileError> {
+        let occupied = match fs::read_dir(target) {
+            Ok(mut entries) => entries.next().is_some(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => false,
+            Err(_) => true,
+        };
+        if occupied {
+            return Err(FileError::Exists { file: target.to_owned() });
+        }
+        let temporary = sibling(target, "partial");
+        if let Some(parent) = target.parent() {
+            fs::create_dir_all(parent).map_err(FileError::io(parent))?;
+        }
+        fs::create_dir(&temporary).map_err(FileError::io(&temporary))?;
+        Ok(Self { temporary, target: target.to_owned(), committed: false })
+    }
+
+    /// Where to write the files meanwhile.
+    pub fn path(&self) -> &Path {
+        &self.temporary
+    }
+
+    /// Syncs every file and renames the directory into place.
+    pub fn commit(mut self) -> Result<(), FileError> {
+        for entry in fs::read_dir(&self.temporary).map_err(FileError::io(&self.temporary))? {
+            let path = entry.map_err(FileError::io(&self.temporary))?.path();
+            File::open(&path).and_then(|f| f.sync_all()).map_err(FileError::io(&path))?;
+        }
+        if self.target.exists() {
+            fs::remove_dir(&self.target).map_err(FileError::io(&self.target))?;
+        }
+        fs::rename(&self.temporary, &self.target).map_err(FileError::io(&self.target))?;
+        self.committed = true;
+        sync_parent(&self.target).map_err(FileError::io(&self.target))
+    }
+}
+
+impl Drop for StagedDir {
+    fn drop(&mut self) {
+        if !self.committed {
+            // Best effort: an error path is already being reported.
+            let _ = fs::remove_dir_all(&self.temporary);
+        }
+    }
+}
+
+/// Hard-links `from` to `to`, or copies where the file system cannot link: large weights are shared between checkpoints.
+pub fn link_or_copy(from: &Path, to: &Path) -> Result<(), FileError> {
+    if fs::hard_link(from, to).is_err() {
+        fs::copy(from, to).map_err(FileError::io(from))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A crash or error while writing must leave neither a half file nor a stray one.
+    #[test]
+    fn a_failed_write_leaves_the_old_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.json");
+        write_json(&path, &1).unwrap();
+        let failed = write_atomic(&path, |w| {
+            w.write_all(b"half")?;
+            Err(io::Error::other("disk full"))
+        });
+        assert!(failed.unwrap_err().to_string().contains("disk full"));
+        assert_eq!(read_json::<i32>(&path).unwrap(), 1);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    /// An output directory that exists is never merged into or overwritten, and a dropped one vanishes.
+    #[test]
+    fn staged_directories_appear_whole_or_not_at_all() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("out");
+        let staged = StagedDir::new(&target).unwrap();
+        fs::write(staged.path().join("x"), "1").unwrap();
+        drop(staged);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+        let staged = StagedDir::new(&target).unwrap();
+        fs::write(staged.path().join("x"), "1").unwrap();
+        staged.commit().unwrap();
+        assert_eq!(fs::read_to_string(target.join("x")).unwrap(), "1");
+        assert!(matches!(StagedDir::new(&target), Err(FileError::Exists { .. })));
+    }
+}

@@ -1,0 +1,268 @@
+//! The folded predictor: the exact score of a pair from m numbers per document.
+//!
+//! With w = W_T - W_F (the head's choice rows), v = W2^T w, and standardisation folded into the linear maps:
+//! * relu: `score = c(q) + v . relu(uq + ud)`, `uq = Wq x + b1`, `ud = Wd z`;
+//! * gated: `score = c(q) + (n(g(x)) * v) . n(Wd z)`, an inner product of unit documents.
+//!
+//! `c(q) = w . (r + b2)`. This is the predictor itself, not an approximation of it (shared by training, export and
+//! runtime, so that all three mean the same number).
+
+use crate::student::{Form, Residual, StudentConfig, tensors};
+use crate::weights::{DType, Weights, WeightsError, write_safetensors};
+use ndarray::{Array1, Array2, ArrayView1};
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+/// Name of the folded weights inside a bundle.
+pub const FILE_NAME: &str = "fold.safetensors";
+
+/// Weights that do not fit together.
+#[derive(Debug, thiserror::Error)]
+pub enum FoldError {
+    /// Reading or writing failed.
+    #[error(transparent)]
+    Weights(#[from] WeightsError),
+    /// A tensor of another shape than the student's description asks for.
+    #[error(
+        "{file}: tensor `{name}` has shape {found:?}, expected {expected:?}; description and weights come from different students"
+    )]
+    Shape {
+        /// The file.
+        file: PathBuf,
+        /// Tensor name.
+        name: String,
+        /// Its shape.
+        found: Vec<usize>,
+        /// The shape needed.
+        expected: Vec<usize>,
+    },
+}
+
+/// Folded weights: a small affine map for each side and the vector that joins them.
+#[derive(Debug, Clone)]
+pub struct Folded {
+    form: Form,
+    /// `[m, D]`, `[m]`.
+    query: (Array2<f32>, Array1<f32>),
+    /// `[m, D]`, `[m]`; gated form only.
+    gate: Option<(Array2<f32>, Array1<f32>)>,
+    /// `[m, D]`, `[m]`.
+    document: (Array2<f32>, Array1<f32>),
+    /// v, `[m]`.
+    join: Array1<f32>,
+    /// Row that maps the residual's source to its part of c(q): `[H]` (last token) or `[D]` (pooled).
+    residual: Array1<f32>,
+    /// Constant part of c(q).
+    offset: f32,
+}
+
+/// A query, ready to score any number of documents.
+#[derive(Debug, Clone)]
+pub struct FoldedQuery {
+    form: Form,
+    /// uq (relu) or n(g) * v (gated), `[m]`.
+    pub vector: Vec<f32>,
+    /// v, `[m]` (relu form only).
+    pub join: Vec<f32>,
+    /// c(q).
+    pub constant: f32,
+}
+
+impl Folded {
+    /// Folds a student's `predictor.safetensors`.
+    pub fn from_predictor(config: &StudentConfig, file: &Path) -> Result<Self, FoldError> {
+        let source = Source { file, weights: Weights::open_file(file)? };
+        let (m, d, h) = (config.inner_dimensions, config.dimensions(), config.hidden_size);
+        let query_mean = source.vector(tensors::QUERY_MEAN, d)?;
+        let query_std = source.vector(tensors::QUERY_STD, d)?;
+        let document_mean = source.vector(tensors::DOCUMENT_MEAN, d)?;
+        let document_std = source.vector(tensors::DOCUMENT_STD, d)?;
+        let query = standardised(
+            source.matrix(tensors::QUERY_WEIGHT, m, d)?,
+            source.vector(tensors::QUERY_BIAS, m)?,
+            &query_mean,
+            &query_std,
+        );
+        let document = standardised(
+            source.matrix(tensors::DOCUMENT_WEIGHT, m, d)?,
+            Array1::zeros(m),
+            &document_mean,
+            &document_std,
+        );
+        let gate = match config.form {
+            Form::Relu => None,
+            Form::Gated => Some(standardised(
+                source.matrix(tensors::GATE_WEIGHT, m, d)?,
+                source.vector(tensors::GATE_BIAS, m)?,
+                &query_mean,
+                &query_std,
+            )),
+        };
+        let choice = source.matrix(tensors::CHOICE_WEIGHT, 2, h)?;
+        let w = &choice.row(0) - &choice.row(1);
+        let join = source.matrix(tensors::OUTPUT_WEIGHT, h, m)?.t().dot(&w);
+        let mut offset = w.dot(&source.vector(tensors::OUTPUT_BIAS, h)?);
+        let residual = match config.residual {
+            Residual::LastToken => w,
+            Residual::Pooled => {
+                let row = source.matrix(tensors::RESIDUAL_WEIGHT, h, d)?.t().dot(&w) / &query_std;
+                offset -= row.dot(&query_mean);
+                row
+            }
+        };
+        Ok(Self { form: config.form, query, gate, document, join, residual, offset })
+    }
+
+    /// Writes `fold.safetensors`.
+    pub fn write(&self, file: &Path) -> Result<(), FoldError> {
+        let matrix =
+            |name: &str, a: &Array2<f32>| (name.to_owned(), a.shape().to_vec(), a.iter().copied().collect());
+        let vector = |name: &str, a: &Array1<f32>| (name.to_owned(), vec![a.len()], a.to_vec());
+        let mut all = vec![
+            matrix("query.weight", &self.query.0),
+            vector("query.bias", &self.query.1),
+            matrix("document.weight", &self.document.0),
+            vector("document.bias", &self.document.1),
+            vector("join", &self.join),
+            vector("residual", &self.residual),
+            vector("offset", &Array1::from_elem(1, self.offset)),
+        ];
+        if let Some((weight, bias)) = &self.gate {
+            all.push(matrix("gate.weight", weight));
+            all.push(vector("gate.bias", bias));
+        }
+        Ok(write_safetensors(file, all, DType::F32, HashMap::new())?)
+    }
+
+    /// Reads `fold.safetensors`; sizes must agree with the bundle's manifest.
+    pub fn open(config: &StudentConfig, file: &Path) -> Result<Self, FoldError> {
+        let source = Source { file, weights: Weights::open_file(file)? };
+        let (m, d) = (config.inner_dimensions, config.dimensions());
+        let affine = |side: &str| -> Result<_, FoldError> {
+            Ok((source.matrix(&format!("{side}.weight"), m, d)?, source.vector(&format!("{side}.bias"), m)?))
+        };
+        let residual = match config.residual {
+            Residual::LastToken => config.hidden_size,
+            Residual::Pooled => d,
+        };
+        Ok(Self {
+            form: config.form,
+            query: affine("query")?,
+            gate: matches!(config.form, Form::Gated).then(|| affine("gate")).transpose()?,
+            document: affine("document")?,
+            join: source.vector("join", m)?,
+            residual: source.vector("residual", residual)?,
+            offset: source.vector("offset", 1)?[0],
+        })
+    }
+
+    /// Numbers stored per document, m.
+    pub fn inner_dimensions(&self) -> usize {
+        self.join.len()
+    }
+
+    /// Predictor form.
+    pub fn form(&self) -> Form {
+        self.form
+    }
+
+    /// A document's stored vector: `ud` or `n(Wd z)`, `[m]`, from its latent `[D]`.
+    pub fn document(&self, latent: &[f32]) -> Vec<f32> {
+        let mut u = self.document.0.dot(&ArrayView1::from(latent)) + &self.document.1;
+        if self.form == Form::Gated {
+            unit(&mut u);
+        }
+        u.to_vec()
+    }
+
+    /// A query's side of the score, from its latent `[D]` and, with [`Residual::LastToken`], its last token's hidden
+    /// state `[H]` (otherwise pass the latent again).
+    pub fn query(&self, latent: &[f32], residual_source: &[f32]) -> FoldedQuery {
+        let x = ArrayView1::from(latent);
+        let mut u = self.query.0.dot(&x) + &self.query.1;
+        let constant = self.residual.dot(&ArrayView1::from(residual_source)) + self.offset;
+        let join = match &self.gate {
+            None => self.join.to_vec(),
+            Some((weight, bias)) => {
+                let gate = weight.dot(&x) + bias;
+                u.zip_mut_with(&gate, |u, g| *u /= 1.0 + (-g).exp());
+                unit(&mut u);
+                u *= &self.join;
+                Vec::new()
+            }
+        };
+        FoldedQuery { form: self.form, vector: u.to_vec(), join, constant }
+    }
+}
+
+impl FoldedQuery {
+    /// `log p(T) - log p(F)` of this query and a stored document vector `[m]`.
+    pub fn score(&self, document: &[f32]) -> f32 {
+        self.constant
+            + match self.form {
+                Form::Relu => {
+                    sum_by_lanes(document.len(), |i| self.join[i] * (self.vector[i] + document[i]).max(0.0))
+                }
+                Form::Gated => sum_by_lanes(document.len(), |i| self.vector[i] * document[i]),
+            }
+    }
+}
+
+/// Sums over independent lanes, which the compiler turns into vector instructions (one running sum it may not).
+#[inline(always)]
+fn sum_by_lanes(n: usize, term: impl Fn(usize) -> f32) -> f32 {
+    const LANES: usize = 16;
+    let mut sums = [0f32; LANES];
+    let whole = n / LANES * LANES;
+    for start in (0..whole).step_by(LANES) {
+        for (lane, sum) in sums.iter_mut().enumerate() {
+            *sum += term(start + lane);
+        }
+    }
+    sums.iter().sum::<f32>() + (whole..n).map(term).sum::<f32>()
+}
+
+/// `W ((x - mean) / std) + b` as one affine map of x.
+fn standardised(
+    mut weight: Array2<f32>,
+    bias: Array1<f32>,
+    mean: &Array1<f32>,
+    std: &Array1<f32>,
+) -> (Array2<f32>, Array1<f32>) {
+    weight /= std;
+    let bias = bias - weight.dot(mean);
+    (weight, bias)
+}
+
+/// Smallest length a vector is divided by: the epsilon of PyTorch's `normalize`, so that folded and unfolded agree.
+const UNIT_EPSILON: f32 = 1e-12;
+
+fn unit(u: &mut Array1<f32>) {
+    let length = u.dot(u).sqrt().max(UNIT_EPSILON);
+    *u /= length;
+}
+
+struct Source<'a> {
+    file: &'a Path,
+    weights: Weights,
+}
+
+impl Source<'_> {
+    fn checked(&self, name: &str, expected: &[usize]) -> Result<Vec<f32>, FoldError> {
+        let (found, values) = self.weights.f32(name)?;
+        if found != expected {
+            let (file, name) = (self.file.to_owned(), name.to_owned());
+            return Err(FoldError::Shape { file, name, found, expected: expected.to_vec() });
+        }
+        Ok(values)
+    }
+
+    fn vector(&self, name: &str, n: usize) -> Result<Array1<f32>, FoldError> {
+        Ok(Array1::from_vec(self.checked(name, &[n])?))
+    }
+
+    fn matrix(&self, name: &str, rows: usize, columns: usize) -> Result<Array2<f32>, FoldError> {
+        let values = self.checked(name, &[rows, columns])?;
+        Ok(Array2::from_shape_fn((rows, columns), |(r, c)| values[r * columns + c]))
+    }
+}
