@@ -1,0 +1,7 @@
+//! One file per command: what was typed, then what is done with it.
+
+pub mod distill;
+pub mod eval;
+pub mod generate;
+pub mod import;
+pub mod teacher;

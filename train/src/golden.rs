@@ -1,0 +1,53 @@
+//! Reference numbers that travel with a student: what tch computes, for `export` to hold its graphs to.
+
+use crate::features::{FeatureMaker, Features, Side};
+use crate::fit::write_tensors;
+use crate::scoring::rows_of;
+use anyhow::Result;
+use models::files::write_json;
+use models::student::StudentConfig;
+use models::torch::{EncoderConfig, Predictor, Reranker};
+use models::weights::DType;
+use serde_json::json;
+use std::collections::HashMap;
+use std::path::Path;
+use tch::Tensor;
+
+/// Writes `golden.json` (texts and scores of all pairs) and `golden.safetensors` (latents), computed in f32, each text
+/// alone and unpadded.
+pub fn write(
+    dir: &Path,
+    llm: &mut Reranker,
+    config: &StudentConfig,
+    predictor: &Predictor,
+    queries: &[&str],
+    documents: &[&str],
+) -> Result<()> {
+    llm.decoder.set_compute_kind(None);
+    let encoder = EncoderConfig { layers: config.latents.layers.clone(), residual: config.residual };
+    let mut maker = FeatureMaker::new(llm, encoder, None)?;
+    let query = alone(&mut maker, Side::Query, queries)?;
+    let document = alone(&mut maker, Side::Document, documents)?;
+    let scores = tch::no_grad(|| {
+        let side = predictor.query_side(&predictor.query.apply(&query.latent), query.answer.as_ref(), false);
+        let inner = predictor.document_side(&predictor.document.apply(&document.latent), false);
+        // Through P and the head, not the short cut: this is what folding is held to.
+        let logits = predictor.predict(&side, &inner).matmul(&predictor.choice().tr());
+        rows_of(&(logits.select(-1, 0) - logits.select(-1, 1)))
+    })?;
+    write_json(
+        &dir.join("golden.json"),
+        &json!({ "queries": queries, "documents": documents, "scores": scores }),
+    )?;
+    let mut tensors = vec![("query".to_owned(), query.latent), ("document".to_owned(), document.latent)];
+    tensors.extend(query.answer.map(|answer| ("answer".to_owned(), answer)));
+    write_tensors(&dir.join("golden.safetensors"), tensors, DType::F32, HashMap::new())
+}
+
+fn alone(maker: &mut FeatureMaker, side: Side, texts: &[&str]) -> Result<Features> {
+    let each = texts.iter().map(|text| maker.make(side, &[text])).collect::<Result<Vec<_>>>()?;
+    let latents: Vec<&Tensor> = each.iter().map(|features| &features.latent).collect();
+    let answers: Vec<&Tensor> = each.iter().filter_map(|features| features.answer.as_ref()).collect();
+    let answer = (!answers.is_empty()).then(|| Tensor::cat(&answers, 0));
+    Ok(Features { latent: Tensor::cat(&latents, 0), answer })
+}

@@ -1,0 +1,20 @@
+//! Makes a teacher and a student: import, SFT, distillation, evaluation. A library so that tests can reach its parts;
+//! users type `train`.
+
+pub mod bm25;
+pub mod cache;
+pub mod calibration;
+pub mod commands;
+pub mod device;
+pub mod distillation;
+pub mod evaluation;
+pub mod features;
+pub mod fit;
+pub mod golden;
+pub mod losses;
+pub mod optim;
+pub mod progress;
+pub mod sampling;
+pub mod schedule;
+pub mod scoring;
+pub mod sft;

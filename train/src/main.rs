@@ -1,0 +1,46 @@
+//! Parse, dispatch, print the error chain.
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+use train::commands::{distill, eval, generate, import, teacher};
+use train::device::{DeviceArgs, keep_freed_memory};
+
+/// Train a generative reranker (teacher) and distil it into a retriever (student)
+///
+/// LLM -> train import -> train teacher -> train distill -> export --onnx -> runtime
+#[derive(Debug, Parser)]
+#[command(name = "train", version)]
+struct Cli {
+    #[command(flatten)]
+    device: DeviceArgs,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Import(import::Args),
+    Generate(generate::Args),
+    Teacher(teacher::Args),
+    Distill(distill::Args),
+    Eval(eval::Args),
+}
+
+fn main() -> ExitCode {
+    keep_freed_memory();
+    let cli = Cli::parse();
+    let result = match &cli.command {
+        Command::Import(args) => import::run(args),
+        Command::Generate(args) => generate::run(args, &cli.device),
+        Command::Teacher(args) => teacher::run(args, &cli.device),
+        Command::Distill(args) => distill::run(args, &cli.device),
+        Command::Eval(args) => eval::run(args, &cli.device),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("train: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! Everything random about the data, as pure functions of a seed: a resumed run draws the same batches.
+
+use models::beir::{BeirData, Qrels};
+use rand::seq::SliceRandom;
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use std::collections::BTreeSet;
+
+/// Batches of near-equal lengths are cut from pools of so many batches: less padding, still shuffled.
+const POOL: usize = 16;
+
+/// A generator for one purpose; equal arguments give equal draws.
+pub fn rng(seed: u64, purpose: &str, step: u64) -> ChaCha8Rng {
+    let key = crate::cache::key(&[&seed.to_string(), purpose, &step.to_string()]);
+    ChaCha8Rng::from_seed(key)
+}
+
+/// A batch of places in `lengths` for `step`: every epoch shows each place once (the last, smaller batch included),
+/// in another order, texts of similar length together.
+pub fn batch_at(lengths: &[usize], batch_size: usize, seed: u64, step: usize) -> Vec<usize> {
+    let per_epoch = lengths.len().div_ceil(batch_size.max(1)).max(1);
+    let (epoch, place) = (step / per_epoch, step % per_epoch);
+    let mut rng = rng(seed, "epoch", epoch as u64);
+    let mut order: Vec<usize> = (0..lengths.len()).collect();
+    order.shuffle(&mut rng);
+    let mut batches: Vec<Vec<usize>> = Vec::new();
+    for pool in order.chunks_mut(POOL * batch_size.max(1)) {
+        pool.sort_by_key(|i| lengths[*i]);
+        batches.extend(pool.chunks(batch_size.max(1)).map(<[usize]>::to_vec));
+    }
+    batches.shuffle(&mut rng);
+    batches.swap_remove(place)
+}
+
+/// Which documents take part in training.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TrainDocuments {
+    /// Those that some training query is judged on: documents of dev and test stay unseen.
+    Judged,
+    /// The whole corpus.
+    Corpus,
+}
+
+/// Training queries with their relevant documents, as places in the data set.
+#[derive(Debug, Clone)]
+pub struct TrainingSet {
+    /// Places of the queries.
+    pub queries: Vec<usize>,
+    /// Places of each query's relevant documents, same order, at least one each.
+    pub relevant: Vec<BTreeSet<usize>>,
+    /// Places of the documents that take part, ascending.
+    pub documents: Vec<usize>,
+}
+
+impl TrainingSet {
+    /// From judgements; queries without a relevant document teach nothing and are left out.
+    pub fn new(data: &BeirData, qrels: &Qrels, which: TrainDocuments) -> Self {
+        let (mut queries, mut relevant, mut judged) = (Vec::new(), Vec::new(), BTreeSet::new());
+        for (query, judgements) in qrels {
+            let place = |id: &String| data.document_index.get(id).copied();
+            judged.extend(judgements.keys().filter_map(place));
+            let positive: BTreeSet<usize> =
+                judgements.iter().filter(|(_, gain)| **gain > 0).filter_map(|(id, _)| place(id)).collect();
+            if let (Some(query), false) = (data.query_index.get(query), positive.is_empty()) {
+                queries.push(*query);
+                relevant.push(positive);
+            }
+        }
+        let documents = match which {
+            TrainDocuments::Judged => judged.into_iter().collect(),
+            TrainDocuments::Corpus => (0..data.documents.len()).collect(),
+        };
+        Self { queries, relevant, documents }
+    }
+}
+
+/// `n` distinct members of `pool` that are not in `taken`, at random; fewer if there are no more.
+pub fn draw(pool: &[usize], n: usize, taken: &BTreeSet<usize>, rng: &mut ChaCha8Rng) -> Vec<usize> {
+    let mut free: Vec<usize> = pool.iter().copied().filter(|place| !taken.contains(place)).collect();
+    let n = n.min(free.len());
+    free.partial_shuffle(rng, n).0.to_vec()
+}
+
+/// `n` distinct places from `softmax(scores / temperature)` without replacement (Gumbel top-k), `excluded` left out.
+pub fn draw_by_score(
+    scores: &[f32],
+    temperature: f64,
+    n: usize,
+    excluded: &BTreeSet<usize>,
+    rng: &mut ChaCha8Rng,
+) -> Vec<usize> {
+    let mut keyed: Vec<(f64, usize)> = scores
+        .iter()
+        .enumerate()
+        .filter(|(place, _)| !excluded.contains(place))
+        .map(|(place, score)| {
+            let uniform: f64 = rng.random_range(f64::MIN_POSITIVE..1.0);
+            (f64::from(*score) / temperature - (-uniform.ln()).ln(), place)
+        })
+        .collect();
+    keyed.sort_by(|a, b| b.0.total_cmp(&a.0));
+    keyed.into_iter().take(n).map(|(_, place)| place).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A query that an epoch leaves out is never learnt; one shown twice counts double.
+    #[test]
+    fn every_epoch_shows_every_query_once() {
+        let lengths: Vec<usize> = (0..103).map(|i| i % 17).collect();
+        for epoch in 0..2 {
+            let mut seen: Vec<usize> =
+                (0..13).flat_map(|step| batch_at(&lengths, 8, 7, epoch * 13 + step)).collect();
+            seen.sort_unstable();
+            assert_eq!(seen, (0..103).collect::<Vec<_>>());
+        }
+        assert_eq!(batch_at(&lengths, 8, 7, 5), batch_at(&lengths, 8, 7, 5));
+        assert_ne!(batch_at(&lengths, 8, 7, 5), batch_at(&lengths, 8, 8, 5));
+    }
+
+    /// On-policy means: what the student ranks high is drawn more often, in the proportion of its softmax.
+    #[test]
+    fn draws_follow_the_softmax() {
+        let scores = [2f32.ln(), 0.0, 0.0];
+        let mut rng = rng(1, "test", 0);
+        let first =
+            (0..4000).filter(|_| draw_by_score(&scores, 1.0, 1, &BTreeSet::new(), &mut rng) == [0]).count();
+        assert!((1880..2120).contains(&first), "{first} of 4000, expected about 2000");
+        let two = draw_by_score(&scores, 1.0, 5, &BTreeSet::from([1]), &mut rng);
+        assert_eq!(BTreeSet::from_iter(two), BTreeSet::from([0, 2]));
+    }
+}

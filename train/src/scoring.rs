@@ -1,0 +1,87 @@
+//! The teacher's scores of many pairs: each document is read once, its queries follow from its cache.
+
+use anyhow::Result;
+use models::torch::{Reranker, length_buckets};
+use std::collections::BTreeMap;
+use tch::{Device, Kind, Tensor};
+
+/// Tokens per forward pass, padding included.
+const TOKENS_PER_BATCH: usize = 2048;
+/// Documents whose keys and values are held at once: bounds memory whatever the corpus.
+const DOCUMENTS_AT_ONCE: usize = 32;
+
+/// One scored pair.
+pub struct ScoredPair {
+    /// Place of the query in `queries`.
+    pub query: usize,
+    /// Place of the document in `documents`.
+    pub document: usize,
+    /// `log p(T) - log p(F)`.
+    pub score: f32,
+    /// h(q|d), `[H]`, where asked for.
+    pub hidden: Option<Vec<f32>>,
+}
+
+/// Texts of the pairs to score.
+pub struct Texts<'a> {
+    /// Queries by place.
+    pub queries: &'a [&'a str],
+    /// Documents by place.
+    pub documents: &'a [&'a str],
+}
+
+/// Scores `pairs` of (query, document) places; `done` gets them in the order in which they are computed, a batch at a
+/// time. Memory is bounded whatever the number of pairs.
+pub fn score_pairs(
+    teacher: &Reranker,
+    texts: &Texts,
+    pairs: &[(usize, usize)],
+    want_hidden: bool,
+    mut done: impl FnMut(Vec<ScoredPair>) -> Result<()>,
+) -> Result<()> {
+    let mut continuations: BTreeMap<usize, Vec<u32>> = BTreeMap::new();
+    let mut by_document: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+    for &(query, document) in pairs {
+        if let std::collections::btree_map::Entry::Vacant(entry) = continuations.entry(query) {
+            entry.insert(teacher.prompter.continuation(texts.queries[query])?);
+        }
+        by_document.entry(document).or_default().push(query);
+    }
+    // Documents of similar length share a padded cache.
+    let mut documents: Vec<usize> = by_document.keys().copied().collect();
+    documents.sort_by_key(|document| (texts.documents[*document].len(), *document));
+    let _guard = tch::no_grad_guard();
+    for chunk in documents.chunks(DOCUMENTS_AT_ONCE) {
+        let contents: Vec<&str> = chunk.iter().map(|document| texts.documents[*document]).collect();
+        let caches = teacher.read_documents(&contents, false)?;
+        let of_chunk: Vec<(usize, usize)> = chunk
+            .iter()
+            .enumerate()
+            .flat_map(|(row, document)| by_document[document].iter().map(move |query| (row, *query)))
+            .collect();
+        let lengths: Vec<usize> = of_chunk.iter().map(|(_, query)| continuations[query].len()).collect();
+        for bucket in length_buckets(&lengths, TOKENS_PER_BATCH) {
+            let rows: Vec<i64> = bucket.iter().map(|pair| of_chunk[*pair].0 as i64).collect();
+            let ids: Vec<&[u32]> =
+                bucket.iter().map(|pair| continuations[&of_chunk[*pair].1].as_slice()).collect();
+            let hidden = teacher.hidden(&caches.select(&rows)?, &ids, false)?;
+            let scores = Vec::<f32>::try_from(teacher.score(&hidden)?.to_kind(Kind::Float))?;
+            let hidden = want_hidden.then(|| rows_of(&hidden)).transpose()?;
+            let scored = bucket.iter().enumerate().map(|(i, pair)| {
+                let (row, query) = of_chunk[*pair];
+                let hidden = hidden.as_ref().map(|rows| rows[i].clone());
+                ScoredPair { query, document: chunk[row], score: scores[i], hidden }
+            });
+            done(scored.collect())?;
+        }
+    }
+    Ok(())
+}
+
+/// Rows of a matrix as vectors.
+pub fn rows_of(matrix: &Tensor) -> Result<Vec<Vec<f32>>> {
+    let width = matrix.size()[1] as usize;
+    let flat =
+        Vec::<f32>::try_from(matrix.to_device(Device::Cpu).to_kind(Kind::Float).contiguous().view(-1))?;
+    Ok(flat.chunks(width.max(1)).map(<[f32]>::to_vec).collect())
+}
