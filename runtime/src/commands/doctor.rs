@@ -1,0 +1,145 @@
+//! `runtime doctor`: tells what works on this machine, a line for each thing, and what to do about the rest.
+
+use crate::{Global, Outcome};
+use anyhow::Context;
+use runtime::bundle::Bundle;
+use runtime::cpu;
+use runtime::encoder::Encoder;
+use runtime::index::{Graph, Measure};
+use runtime::ingest;
+use runtime::predictor::Predictor;
+use runtime::search::EXACT_LIMIT;
+use runtime::selftest;
+use runtime::session;
+use runtime::store::Store;
+use std::fmt::Display;
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// Check library, bundle and index on this machine
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Bundle directory, as written by `export --onnx`
+    #[arg(long, value_name = "DIR")]
+    bundle: PathBuf,
+    /// Index directory, as written by `runtime index`
+    #[arg(long, value_name = "DIR")]
+    index: Option<PathBuf>,
+}
+
+/// Lines of `pass` and `fail`.
+struct Findings {
+    failed: bool,
+}
+
+impl Findings {
+    fn line(&mut self, passed: bool, what: &str, detail: impl Display) -> anyhow::Result<()> {
+        self.failed |= !passed;
+        let verdict = if passed { "pass" } else { "fail" };
+        writeln!(io::stdout(), "{verdict}  {what:<12} {detail}").context("cannot write to stdout")
+    }
+
+    /// Passes a result on, and its error into a line.
+    fn take<T, E: Display>(&mut self, what: &str, result: Result<T, E>) -> anyhow::Result<Option<T>> {
+        match result {
+            Ok(value) => Ok(Some(value)),
+            Err(error) => {
+                self.line(false, what, error)?;
+                Ok(None)
+            }
+        }
+    }
+}
+
+/// What depends on something that failed is not tried.
+pub fn run(args: &Args, global: &Global) -> anyhow::Result<Outcome> {
+    let mut findings = Findings { failed: false };
+    let options = global.options();
+    let cores = cpu::physical_cores();
+    findings.line(true, "processor", format!("{cores} physical cores, {}", cpu::features().join(" ")))?;
+    let library = findings.take("onnxruntime", session::load(global.ort_dylib.as_deref()))?;
+    if let Some(library) = &library {
+        let needed = session::API_VERSION;
+        let detail = format!("{}, version {} (1.{needed} needed)", library.path.display(), library.version);
+        findings.line(true, "onnxruntime", detail)?;
+    }
+    let Some(bundle) = findings.take("bundle", Bundle::open(&args.bundle))? else {
+        return Ok(Outcome::Failed);
+    };
+    let bundle = Arc::new(bundle);
+    let manifest = &bundle.manifest;
+    findings.line(
+        true,
+        "bundle",
+        format!(
+            "{}, all {} files as exported, {} layers {}, {} numbers per document",
+            bundle.dir.display(),
+            manifest.digests.len(),
+            manifest.encoder.layers,
+            format!("{:?}", manifest.encoder.precision).to_lowercase(),
+            manifest.predictor.inner_dimensions,
+        ),
+    )?;
+    if library.is_some() {
+        let encoder = findings.take("encoder", Encoder::open(Arc::clone(&bundle), &options.session))?;
+        let predictor = findings.take("predictor", Predictor::open(&bundle, &options.session))?;
+        if let Some(encoder) = &encoder {
+            findings.line(true, "encoder", "inputs, outputs and sizes are those of manifest.json")?;
+            check_golden(&mut findings, encoder, predictor.as_ref())?;
+        }
+    }
+    if let Some(index) = &args.index {
+        check_index(&mut findings, &bundle, index)?;
+    }
+    Ok(if findings.failed { Outcome::Failed } else { Outcome::Done })
+}
+
+fn check_golden(
+    findings: &mut Findings,
+    encoder: &Encoder,
+    predictor: Option<&Predictor>,
+) -> anyhow::Result<()> {
+    let measured = selftest::measure(encoder, predictor, usize::MAX);
+    let Some(measured) = findings.take("golden", measured)? else { return Ok(()) };
+    if measured.is_empty() {
+        return findings.line(false, "golden", "manifest.json has no golden pairs; export again");
+    }
+    for pair in measured {
+        let unfolded = pair.unfolded.map_or(String::new(), |score| format!(", unfolded {score:.4}"));
+        let detail = format!(
+            "{:?}: score {:.4}{unfolded}, exported as {:.4}",
+            pair.golden.query, pair.folded, pair.golden.score
+        );
+        let way_out = "; try another ONNX Runtime library, or export again";
+        findings.line(
+            pair.passed,
+            "golden",
+            format!("{detail}{}", if pair.passed { "" } else { way_out }),
+        )?;
+    }
+    Ok(())
+}
+
+fn check_index(findings: &mut Findings, bundle: &Bundle, dir: &std::path::Path) -> anyhow::Result<()> {
+    let loaded = Store::open(dir, &ingest::index_key(bundle)).and_then(|store| {
+        let (rows, generation) = store.load()?;
+        for row in 0..rows.len() {
+            store.document(rows.key(row))?;
+        }
+        Ok((rows, generation))
+    });
+    let Some((rows, generation)) = findings.take("index", loaded)? else { return Ok(()) };
+    let detail = format!("{}, {} documents, generation {generation}", dir.display(), rows.len());
+    findings.line(true, "index", detail)?;
+    if rows.len() <= EXACT_LIMIT {
+        return findings.line(true, "graph", format!("not needed up to {EXACT_LIMIT} documents"));
+    }
+    let opened = Graph::open(dir, &rows, Measure::of_bundle(bundle), generation);
+    match opened {
+        Ok(graph) => {
+            findings.line(true, "graph", format!("{} vectors, generation {generation}", graph.len()))
+        }
+        Err(error) => findings.line(false, "graph", format!("{error}; the next query rebuilds it")),
+    }
+}

@@ -1,0 +1,68 @@
+//! `runtime index`: documents into an index, new or existing.
+
+use crate::{Global, Outcome};
+use anyhow::Context;
+use indicatif::{ProgressBar, ProgressStyle};
+use models::beir;
+use runtime::ingest::{AddReport, Progress};
+use runtime::retriever::Retriever;
+use runtime::store;
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::time::Instant;
+
+/// Make an index of documents, or add documents to one
+///
+/// Documents that are there already with the same contents are skipped, changed ones replaced.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Bundle directory, as written by `export --onnx`
+    #[arg(long, value_name = "DIR")]
+    bundle: PathBuf,
+    /// JSON lines with `_id`, `title` and `text`, or a folder in BEIR layout
+    #[arg(long, value_name = "FILE")]
+    documents: PathBuf,
+    /// Index directory: created, or added to where it exists
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+}
+
+/// Reads all documents before it opens anything else, so that a broken line costs nothing.
+pub fn run(args: &Args, global: &Global) -> anyhow::Result<Outcome> {
+    let file =
+        if args.documents.is_dir() { args.documents.join("corpus.jsonl") } else { args.documents.clone() };
+    let documents = beir::read_documents(&file)?;
+    let options = global.options();
+    let bar = ProgressBar::hidden();
+    let mut started = None;
+    let mut progress = |progress: Progress| {
+        started.get_or_insert_with(Instant::now);
+        show(&bar, progress);
+    };
+    let report = if args.out.join(store::FILE_NAME).exists() {
+        let mut retriever = Retriever::open(&args.bundle, &args.out, options)?;
+        retriever.add_with(&documents, &mut progress)?
+    } else {
+        Retriever::create(&args.bundle, &args.out, &documents, &options, &mut progress)?
+    };
+    bar.finish_and_clear();
+    let AddReport { added, replaced, unchanged } = report;
+    let seconds = started.map_or(0.0, |started| started.elapsed().as_secs_f64());
+    let rate = (added + replaced) as f64 / seconds.max(1e-6);
+    eprintln!(
+        "runtime: {added} added, {replaced} replaced, {unchanged} unchanged in {seconds:.1} s ({rate:.0} documents/s)"
+    );
+    writeln!(io::stdout(), "{}", args.out.display()).context("cannot write to stdout")?;
+    Ok(Outcome::Done)
+}
+
+/// The bar appears with the first word of progress: until then the bundle is being opened, which may fail.
+fn show(bar: &ProgressBar, Progress { done, total }: Progress) {
+    if done == 0 && total > 0 {
+        let style = ProgressStyle::with_template("{bar:40} {pos}/{len} documents  {per_sec}  {eta} left");
+        bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+        bar.set_length(total as u64);
+        bar.set_draw_target(indicatif::ProgressDrawTarget::stderr());
+    }
+    bar.set_position(done as u64);
+}

@@ -1,0 +1,5 @@
+//! One file per command: `Args` holds what was typed, `run` opens things, calls the library and reports.
+
+pub mod doctor;
+pub mod index;
+pub mod query;

@@ -1,0 +1,197 @@
+//! `runtime query`: one query for a person or a program, or a stream of them on stdin.
+
+use crate::{Global, Outcome};
+use anyhow::{Context, bail};
+use runtime::retriever::{Answer, Options, Retriever};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use std::io::{self, BufRead, BufReader, Write};
+use std::path::PathBuf;
+
+/// Ask for the documents that best answer a query
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Bundle directory, as written by `export --onnx`
+    #[arg(long, value_name = "DIR")]
+    bundle: PathBuf,
+    /// Index directory, as written by `runtime index`
+    #[arg(long, value_name = "DIR")]
+    index: PathBuf,
+    /// The query
+    #[arg(value_name = "TEXT", required_unless_present = "stdin", conflicts_with = "stdin")]
+    text: Option<String>,
+    /// Results wanted
+    #[arg(short, value_name = "K", default_value_t = 5)]
+    k: usize,
+    /// Answer with one JSON object
+    #[arg(long)]
+    json: bool,
+    /// Score every document, whatever the size of the index
+    #[arg(long)]
+    exact: bool,
+    /// Read queries from stdin: a line {"query": "...", "k"?: n, "id"?: any} in, a line of JSON out
+    #[arg(long)]
+    stdin: bool,
+}
+
+/// A line of `--stdin`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Request {
+    query: String,
+    k: Option<usize>,
+    id: Option<Value>,
+}
+
+/// A line of answer; `id` is the request's.
+#[derive(Debug, Serialize)]
+struct Response<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    id: Option<Value>,
+    query: &'a str,
+    #[serde(flatten)]
+    answer: Answer,
+}
+
+/// Checks what was typed before it opens anything.
+pub fn run(args: &Args, global: &Global) -> anyhow::Result<Outcome> {
+    if args.k == 0 {
+        bail!("-k is 0; ask for at least 1 result");
+    }
+    if let Some(text) = &args.text
+        && text.trim().is_empty()
+    {
+        bail!("the query is empty; say what is needed, e.g. \"it is getting dark in here\"");
+    }
+    let options = Options { exact: args.exact, ..global.options() };
+    let retriever = Retriever::open(&args.bundle, &args.index, options)?;
+    let Some(text) = &args.text else {
+        answer_lines(&retriever, args.k, BufReader::new(io::stdin().lock()), io::stdout().lock())?;
+        return Ok(Outcome::Done);
+    };
+    let answer = retriever.query(text, args.k)?;
+    let outcome = if answer.results.is_empty() { Outcome::Nothing } else { Outcome::Done };
+    let mut out = io::stdout().lock();
+    if args.json {
+        let response = Response { id: None, query: text, answer };
+        writeln!(out, "{}", serde_json::to_string(&response)?).context("cannot write to stdout")?;
+    } else {
+        write!(out, "{}", for_people(&answer)).context("cannot write to stdout")?;
+        out.flush().context("cannot write to stdout")?;
+        let timing = answer.timing;
+        eprintln!(
+            "tokenise {:.2} ms, encode {:.2} ms, search {:.2} ms ({}, {} documents)",
+            timing.tokenise,
+            timing.encode,
+            timing.search,
+            serde_json::to_value(answer.path)?.as_str().unwrap_or_default(),
+            retriever.stats().documents,
+        );
+    }
+    Ok(outcome)
+}
+
+/// A line out for each line in, flushed at once; a bad line is answered with its error, and the next one is read.
+fn answer_lines(
+    retriever: &Retriever,
+    k: usize,
+    mut input: impl BufRead,
+    mut output: impl Write,
+) -> anyhow::Result<()> {
+    let mut bytes = Vec::new();
+    for line in 1.. {
+        bytes.clear();
+        if input.read_until(b'\n', &mut bytes).context("cannot read from stdin")? == 0 {
+            break;
+        }
+        if bytes.trim_ascii().is_empty() {
+            continue;
+        }
+        let answer = answer_line(retriever, k, line, &bytes);
+        writeln!(output, "{answer}").and_then(|()| output.flush()).context("cannot write to stdout")?;
+    }
+    Ok(())
+}
+
+fn answer_line(retriever: &Retriever, k: usize, line: usize, bytes: &[u8]) -> String {
+    let request: Request = match serde_json::from_slice(bytes) {
+        Ok(request) => request,
+        Err(error) => {
+            let error =
+                format!("line {line}: not a JSON object with `query` and optional `k` and `id`: {error}");
+            return json!({ "error": error, "line": line }).to_string();
+        }
+    };
+    let Request { query, k: wanted, id } = request;
+    let answered = retriever.query(&query, wanted.unwrap_or(k)).map_err(|error| error.to_string());
+    let printed = answered.and_then(|answer| {
+        let response = Response { id: id.clone(), query: &query, answer };
+        serde_json::to_string(&response).map_err(|error| error.to_string())
+    });
+    printed.unwrap_or_else(|error| {
+        let mut answer = json!({ "error": format!("line {line}: {error}"), "line": line });
+        if let (Some(answer), Some(id)) = (answer.as_object_mut(), id) {
+            answer.insert("id".into(), id);
+        }
+        answer.to_string()
+    })
+}
+
+/// Rank, probability, id and title on a line, the text below.
+fn for_people(answer: &Answer) -> String {
+    let mut page = String::new();
+    for (rank, hit) in (1..).zip(&answer.results) {
+        page +=
+            &format!("{rank:>3}  {:>5.1} %  {}  {}", 100.0 * hit.probability, bar(hit.probability), hit.id);
+        if !hit.title.is_empty() {
+            page += &format!("  {}", hit.title);
+        }
+        page.push('\n');
+        for line in hit.text.lines() {
+            page += &format!("     {line}\n");
+        }
+    }
+    page
+}
+
+/// Ten characters, eighths of a character fine.
+fn bar(probability: f32) -> String {
+    const EIGHTHS: [char; 8] = [' ', '▏', '▎', '▍', '▌', '▋', '▊', '▉'];
+    let eighths = (80.0 * probability.clamp(0.0, 1.0)).round() as usize;
+    let mut bar = "█".repeat(eighths / 8);
+    if eighths < 80 {
+        bar.push(EIGHTHS[eighths % 8]);
+    }
+    format!("{bar}{}", " ".repeat(10usize.saturating_sub(bar.chars().count())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use runtime::retriever::{Hit, SearchPath, Timing};
+
+    /// Columns that jump are hard to read, and a probability of NaN must not panic.
+    #[test]
+    fn bars_are_ten_wide() {
+        assert_eq!(bar(0.0), "          ");
+        assert_eq!(bar(1.0), "██████████");
+        assert_eq!(bar(0.5), "█████     ");
+        assert_eq!(bar(0.51), "█████▏    ");
+        for probability in [f32::NAN, -1.0, 0.999, 2.0, 0.013] {
+            assert_eq!(bar(probability).chars().count(), 10, "{probability}");
+        }
+    }
+
+    /// Robot programs parse this line; a renamed field breaks them without a word.
+    #[test]
+    fn the_json_line_keeps_its_shape() {
+        let hit = Hit { id: "d1".into(), title: "T".into(), text: "x".into(), score: 1.5, probability: 0.75 };
+        let timing = Timing { tokenise: 0.5, encode: 2.0, search: 1.0 };
+        let answer = Answer { results: vec![hit], timing, path: SearchPath::Exact };
+        let response = Response { id: Some(json!(7)), query: "q", answer };
+        assert_eq!(
+            serde_json::to_string(&response).unwrap(),
+            r#"{"id":7,"query":"q","results":[{"id":"d1","title":"T","text":"x","score":1.5,"probability":0.75}],"timing_ms":{"tokenise":0.5,"encode":2.0,"search":1.0},"path":"exact"}"#
+        );
+    }
+}

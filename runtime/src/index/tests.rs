@@ -1,0 +1,138 @@
+use super::*;
+use crate::search;
+use crate::testing::{Folding, Random};
+use std::fs;
+
+const M: usize = 32;
+
+/// Documents in clusters, as real ones are, stored as the bundle would store them.
+fn clustered(folding: &Folding, n: usize, random: &mut Random) -> (Rows, Vec<Vec<f32>>) {
+    let centres: Vec<Vec<f32>> = (0..n / 50 + 1).map(|_| random.normals(M)).collect();
+    let mut rows = Rows::new(M);
+    for i in 0..n {
+        let centre = &centres[i % centres.len()];
+        let latent: Vec<f32> = centre.iter().map(|x| x + 0.4 * random.normal()).collect();
+        rows.push(i as i64 + 1, &format!("d{i}"), &folding.folded.document(&latent));
+    }
+    (rows, centres)
+}
+
+fn recall(graph: &Graph, rows: &Rows, queries: &[FoldedQuery]) -> f64 {
+    const K: usize = 10;
+    let mut found = 0;
+    for (query, exact) in queries.iter().zip(search::exact(queries, rows, K)) {
+        let candidates = graph.search(query, search::candidates(K)).unwrap();
+        let graph: Vec<usize> = search::rescore(query, rows, &candidates, K).iter().map(|s| s.row).collect();
+        found += exact.iter().filter(|s| graph.contains(&s.row)).count();
+    }
+    found as f64 / (K * queries.len()) as f64
+}
+
+fn setup(form: Form, n: usize, seed: u64) -> (Measure, Rows, Vec<FoldedQuery>) {
+    let mut random = Random::new(seed);
+    let folding = Folding::new(form, M, &mut random);
+    let (rows, _) = clustered(&folding, n, &mut random);
+    let queries = (0..50).map(|_| folding.query(&mut random)).collect();
+    (Measure::of(&folding.folded, M, M), rows, queries)
+}
+
+/// A graph searched under the wrong measure still answers, with documents that are merely near something.
+#[test]
+fn the_graph_finds_what_the_exact_scan_finds() {
+    for (form, least) in [(Form::Gated, 0.97), (Form::Relu, 0.95)] {
+        let (measure, rows, queries) = setup(form, 6000, 1);
+        let graph = Graph::build(&rows, measure).unwrap();
+        let recall = recall(&graph, &rows, &queries);
+        eprintln!("{form:?}: recall@10 {recall:.3} of the exact scan, {} documents", rows.len());
+        assert!(recall >= least, "{form:?}: recall@10 {recall} < {least}");
+    }
+}
+
+/// The measure in the graph must be the score, but for the query's own constant.
+#[test]
+fn the_relu_distance_is_the_score() {
+    let mut random = Random::new(2);
+    for m in [1, 15, 16, 33, 512] {
+        let folding = Folding::new(Form::Relu, m, &mut random);
+        let Measure::Relu(join) = Measure::of(&folding.folded, m, m) else { panic!("not relu") };
+        let query = folding.query(&mut random);
+        let document = random.normals(m);
+        let score = query.constant - relu_distance(&join, &query.vector, &document);
+        assert!((score - query.score(&document)).abs() <= 1e-3 * (1.0 + score.abs()), "{m}");
+    }
+}
+
+/// usearch refuses a search when all its threads are taken; twice as many callers as threads must all be served.
+#[test]
+fn more_callers_than_threads_are_served() {
+    for form in [Form::Gated, Form::Relu] {
+        let (measure, rows, queries) = setup(form, 500, 3);
+        let graph = Graph::build(&rows, measure).unwrap();
+        let expected: Vec<Vec<i64>> = queries.iter().map(|q| graph.search(q, 20).unwrap()).collect();
+        std::thread::scope(|scope| {
+            for _ in 0..2 * rayon::current_num_threads() + 6 {
+                scope.spawn(|| {
+                    for (query, expected) in queries.iter().zip(&expected) {
+                        assert_eq!(&graph.search(query, 20).unwrap(), expected);
+                    }
+                });
+            }
+        });
+    }
+}
+
+/// New and changed documents must be found at once, and the measure must be back in place.
+#[test]
+fn documents_added_later_are_found() {
+    for form in [Form::Gated, Form::Relu] {
+        let mut random = Random::new(4);
+        let folding = Folding::new(form, M, &mut random);
+        let (mut rows, _) = clustered(&folding, 2000, &mut random);
+        let mut graph = Graph::build(&rows, Measure::of(&folding.folded, M, M)).unwrap();
+        let mut changed = Vec::new();
+        for i in 0..600i64 {
+            // Half of them replace, half are new.
+            let key = 1700 + i;
+            rows.push(key, &format!("n{i}"), &folding.folded.document(&random.normals(M)));
+            changed.push(key);
+        }
+        graph.update(&rows, &changed).unwrap();
+        assert_eq!(graph.len(), rows.len());
+        let queries: Vec<FoldedQuery> = (0..50).map(|_| folding.query(&mut random)).collect();
+        let fresh = Graph::build(&rows, Measure::of(&folding.folded, M, M)).unwrap();
+        let (updated, fresh) = (recall(&graph, &rows, &queries), recall(&fresh, &rows, &queries));
+        eprintln!("{form:?}: recall@10 {updated:.3} after an update, {fresh:.3} when built anew");
+        assert!(updated >= fresh - 0.05, "{form:?}: recall@10 {updated} after an update, {fresh} built anew");
+    }
+}
+
+/// A graph of yesterday, of another index, or with a flipped bit must be rebuilt, never answered from.
+#[test]
+fn only_the_saved_graph_of_this_generation_is_loaded() {
+    for form in [Form::Gated, Form::Relu] {
+        let (measure, rows, queries) = setup(form, 1500, 5);
+        let dir = tempfile::tempdir().unwrap();
+        let open = |generation| Graph::open(dir.path(), &rows, measure.clone(), generation);
+        assert!(matches!(open(7), Err(GraphError::File(FileError::Io { .. }))));
+        let built = Graph::build(&rows, measure.clone()).unwrap();
+        built.save(dir.path(), 7).unwrap();
+        let loaded = open(7).unwrap();
+        for query in &queries {
+            assert_eq!(loaded.search(query, 20).unwrap(), built.search(query, 20).unwrap());
+        }
+        let message = open(8).unwrap_err().to_string();
+        assert!(message.contains("covers generation 7, documents.sqlite is at 8"), "{message}");
+        let fewer = Rows::new(M);
+        assert!(matches!(Graph::open(dir.path(), &fewer, measure.clone(), 7), Err(GraphError::Stale { .. })));
+
+        let file = dir.path().join(FILE_NAME);
+        let mut bytes = fs::read(&file).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        fs::write(&file, &bytes).unwrap();
+        assert!(matches!(open(7), Err(GraphError::Digest { .. })));
+        fs::write(&file, &bytes[..middle]).unwrap();
+        assert!(matches!(open(7), Err(GraphError::Digest { .. })));
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2, "no temporary file stays behind");
+    }
+}

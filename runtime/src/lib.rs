@@ -1,0 +1,28 @@
+//! Answers queries on the device: a bundle written by `export`, ONNX Runtime, documents in SQLite, a usearch graph.
+//! No libtorch, no network.
+//!
+//! ```no_run
+//! use runtime::retriever::{Options, Retriever};
+//! use std::path::Path;
+//!
+//! let retriever = Retriever::open(Path::new("bundle"), Path::new("index"), Options::default())?;
+//! for hit in retriever.query("I spilled my coffee", 5)?.results {
+//!     println!("{:3.0} %  {}  {}", 100.0 * hit.probability, hit.id, hit.title);
+//! }
+//! # Ok::<(), runtime::retriever::RetrieverError>(())
+//! ```
+
+pub mod bundle;
+pub mod cpu;
+pub mod dylib;
+pub mod encoder;
+pub mod index;
+pub mod ingest;
+pub mod predictor;
+pub mod retriever;
+pub mod search;
+pub mod selftest;
+pub mod session;
+pub mod store;
+#[cfg(test)]
+mod testing;

@@ -1,0 +1,111 @@
+//! The `runtime` program: parses, dispatches, prints the error chain. Data on stdout, talk on stderr; exit code 0 done,
+//! 1 nothing found, 2 error.
+
+mod commands;
+
+use clap::{Parser, Subcommand};
+use runtime::cpu;
+use runtime::retriever::Options;
+use runtime::selftest;
+use runtime::session::SessionOptions;
+use std::io;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Indexes documents and answers queries with an exported bundle
+#[derive(Debug, Parser)]
+#[command(name = "runtime", version, arg_required_else_help = true)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// What every command understands.
+#[derive(Debug, clap::Args)]
+pub struct Global {
+    /// ONNX Runtime library; else ORT_DYLIB_PATH, beside this program, or .deps/onnxruntime/
+    #[arg(long, global = true, value_name = "FILE")]
+    ort_dylib: Option<PathBuf>,
+    /// Threads for graphs and search; 0 = one for each physical core
+    #[arg(long, global = true, value_name = "N", default_value_t = 0)]
+    threads: usize,
+    /// Trust the bundle to compute here what it computed where it was exported
+    #[arg(long, global = true)]
+    skip_self_test: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Index(commands::index::Args),
+    Query(commands::query::Args),
+    Doctor(commands::doctor::Args),
+}
+
+/// What a command that ran to its end found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// Exit code 0.
+    Done,
+    /// Exit code 1: an honest "nothing".
+    Nothing,
+    /// Exit code 2: the answer itself is bad news, and has been printed.
+    Failed,
+}
+
+impl Global {
+    /// Library options as they were typed.
+    fn options(&self) -> Options {
+        Options {
+            session: SessionOptions {
+                ort_dylib: self.ort_dylib.clone(),
+                threads: self.threads,
+                ..SessionOptions::default()
+            },
+            golden: if self.skip_self_test { 0 } else { selftest::QUICK },
+            ..Options::default()
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let threads = if cli.global.threads == 0 { cpu::physical_cores() } else { cli.global.threads };
+    // Fails only if somebody has set it up before, which nobody has.
+    let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
+    let result = match &cli.command {
+        Command::Index(args) => commands::index::run(args, &cli.global),
+        Command::Query(args) => commands::query::run(args, &cli.global),
+        Command::Doctor(args) => commands::doctor::run(args, &cli.global),
+    };
+    match result {
+        Ok(Outcome::Done) => ExitCode::SUCCESS,
+        Ok(Outcome::Nothing) => ExitCode::from(1),
+        Ok(Outcome::Failed) => ExitCode::from(2),
+        // Whoever read our output has seen enough (`runtime query ... | head -1`).
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("runtime: {}", sentence(&error));
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// The chain of causes, each once: many errors quote their cause in their own words already.
+fn sentence(error: &anyhow::Error) -> String {
+    let mut sentence = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if sentence.is_empty() {
+            sentence = cause;
+        } else if !sentence.contains(&cause) {
+            sentence = format!("{sentence}: {cause}");
+        }
+    }
+    sentence
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    let kinds = error.chain().filter_map(|cause| cause.downcast_ref::<io::Error>()).map(io::Error::kind);
+    kinds.into_iter().any(|kind| kind == io::ErrorKind::BrokenPipe)
+}

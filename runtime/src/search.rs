@@ -1,0 +1,288 @@
+//! Query in, ranked documents out: the exact scan over all vectors, and the rescoring of a graph's candidates.
+//!
+//! Both score with [`FoldedQuery::score`], so a result's number does not depend on the path that found it. Equal scores
+//! are ordered by id, descending, as trec_eval and [`models::metrics::rank`] do.
+
+use models::fold::FoldedQuery;
+use rayon::prelude::*;
+use std::cmp::{Ordering, Reverse};
+use std::collections::BinaryHeap;
+
+/// Up to this many documents the exact scan answers; above, the graph names candidates.
+pub const EXACT_LIMIT: usize = 20_000;
+/// Candidates asked of the graph for each result wanted ...
+const CANDIDATES_PER_RESULT: usize = 8;
+/// ... and at least this many.
+const LEAST_CANDIDATES: usize = 64;
+/// Documents per block of the scan: about 1 MB of 256 to 512 numbers, which stays in a core's cache between queries.
+const BLOCK: usize = 512;
+
+/// All vectors of an index in one piece of memory, with key and id of each.
+#[derive(Debug, Clone, Default)]
+pub struct Rows {
+    dimensions: usize,
+    keys: Vec<i64>,
+    ids: Vec<Box<str>>,
+    vectors: Vec<f32>,
+}
+
+/// One row's score.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Scored {
+    /// Place in [`Rows`].
+    pub row: usize,
+    /// `log p(T) - log p(F)`.
+    pub score: f32,
+}
+
+impl Rows {
+    /// No rows, of `dimensions` numbers each.
+    pub fn new(dimensions: usize) -> Self {
+        Self { dimensions, ..Self::default() }
+    }
+
+    /// Makes room for `additional` rows.
+    pub fn reserve(&mut self, additional: usize) {
+        self.keys.reserve(additional);
+        self.ids.reserve(additional);
+        self.vectors.reserve(additional * self.dimensions);
+    }
+
+    /// Appends a row, or replaces the one with this key. Keys only ever grow; a vector of another length is cut or
+    /// filled with zeros.
+    pub fn push(&mut self, key: i64, id: &str, vector: &[f32]) {
+        let row = match self.row(key) {
+            Some(row) => row,
+            None => {
+                self.keys.push(key);
+                self.ids.push(id.into());
+                self.vectors.resize(self.keys.len() * self.dimensions, 0.0);
+                self.keys.len() - 1
+            }
+        };
+        let slots = &mut self.vectors[row * self.dimensions..(row + 1) * self.dimensions];
+        for (slot, value) in slots.iter_mut().zip(vector) {
+            *slot = *value;
+        }
+    }
+
+    /// Number of rows.
+    pub fn len(&self) -> usize {
+        self.keys.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.keys.is_empty()
+    }
+
+    /// Numbers in each vector, m.
+    pub fn dimensions(&self) -> usize {
+        self.dimensions
+    }
+
+    /// Key of a row.
+    pub fn key(&self, row: usize) -> i64 {
+        self.keys[row]
+    }
+
+    /// Document id of a row.
+    pub fn id(&self, row: usize) -> &str {
+        &self.ids[row]
+    }
+
+    /// Vector of a row, `[m]`.
+    pub fn vector(&self, row: usize) -> &[f32] {
+        &self.vectors[row * self.dimensions..(row + 1) * self.dimensions]
+    }
+
+    /// The row with this key.
+    pub fn row(&self, key: i64) -> Option<usize> {
+        match self.keys.last() {
+            Some(last) if *last >= key => self.keys.binary_search(&key).ok(),
+            _ => None,
+        }
+    }
+
+    /// Memory taken by the vectors, in bytes.
+    pub fn bytes(&self) -> usize {
+        size_of_val(self.vectors.as_slice())
+    }
+}
+
+/// A row on its way into the best k; greater is better.
+#[derive(Debug, Clone, Copy)]
+struct Ranked<'a> {
+    scored: Scored,
+    id: &'a str,
+}
+
+impl Ord for Ranked<'_> {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.scored.score.total_cmp(&other.scored.score).then_with(|| self.id.cmp(other.id))
+    }
+}
+
+impl PartialOrd for Ranked<'_> {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for Ranked<'_> {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other) == Ordering::Equal
+    }
+}
+
+impl Eq for Ranked<'_> {}
+
+/// The best k so far, the worst of them on top.
+struct Best<'a> {
+    k: usize,
+    heap: BinaryHeap<Reverse<Ranked<'a>>>,
+}
+
+impl<'a> Best<'a> {
+    fn new(k: usize) -> Self {
+        Self { k, heap: BinaryHeap::new() }
+    }
+
+    fn offer(&mut self, rows: &'a Rows, row: usize, score: f32) {
+        let full = self.heap.len() >= self.k;
+        // Nearly every row ends here, before its id is looked at.
+        if full && self.heap.peek().is_none_or(|worst| score < worst.0.scored.score) {
+            return;
+        }
+        self.keep(Ranked { scored: Scored { row, score }, id: rows.id(row) });
+    }
+
+    fn keep(&mut self, candidate: Ranked<'a>) {
+        if self.heap.len() < self.k {
+            self.heap.push(Reverse(candidate));
+        } else if let Some(mut worst) = self.heap.peek_mut()
+            && worst.0 < candidate
+        {
+            *worst = Reverse(candidate);
+        }
+    }
+
+    fn merge(mut self, other: Self) -> Self {
+        for Reverse(candidate) in other.heap {
+            self.keep(candidate);
+        }
+        self
+    }
+
+    fn into_ranked(self) -> Vec<Scored> {
+        self.heap.into_sorted_vec().into_iter().map(|Reverse(ranked)| ranked.scored).collect()
+    }
+}
+
+/// The best `k` rows of each query, by scoring all rows: blocks of rows are shared out among all cores, and each block
+/// serves all queries while it is in the cache.
+pub fn exact<'a>(queries: &[FoldedQuery], rows: &'a Rows, k: usize) -> Vec<Vec<Scored>> {
+    let empty = || -> Vec<Best<'a>> { queries.iter().map(|_| Best::new(k)).collect() };
+    let scan = |mut best: Vec<Best<'a>>, block: usize| {
+        let end = rows.len().min((block + 1) * BLOCK);
+        for (query, best) in queries.iter().zip(&mut best) {
+            for row in block * BLOCK..end {
+                best.offer(rows, row, query.score(rows.vector(row)));
+            }
+        }
+        best
+    };
+    let merge = |a: Vec<Best<'a>>, b: Vec<Best<'a>>| -> Vec<Best<'a>> {
+        a.into_iter().zip(b).map(|(a, b)| a.merge(b)).collect()
+    };
+    let blocks = rows.len().div_ceil(BLOCK);
+    let best = if blocks * queries.len() <= 1 {
+        // Waking other threads takes longer than this.
+        (0..blocks).fold(empty(), scan)
+    } else {
+        (0..blocks).into_par_iter().fold(empty, scan).reduce(empty, merge)
+    };
+    best.into_iter().map(Best::into_ranked).collect()
+}
+
+/// The best `k` of the rows with these keys; keys that are not there (any more) are skipped.
+pub fn rescore(query: &FoldedQuery, rows: &Rows, candidates: &[i64], k: usize) -> Vec<Scored> {
+    let mut best = Best::new(k);
+    for row in candidates.iter().filter_map(|key| rows.row(*key)) {
+        best.offer(rows, row, query.score(rows.vector(row)));
+    }
+    best.into_ranked()
+}
+
+/// How many candidates the graph is asked for when `k` results are wanted.
+pub fn candidates(k: usize) -> usize {
+    k.saturating_mul(CANDIDATES_PER_RESULT).max(LEAST_CANDIDATES)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Folding, Random};
+    use models::student::Form;
+
+    fn rows(random: &mut Random, n: usize, m: usize, shared: usize) -> Rows {
+        let mut rows = Rows::new(m);
+        for i in 0..n {
+            // Vectors repeat, so that there are equal scores to be ordered.
+            let mut vector = Random::new((i % shared) as u64);
+            let vector: Vec<f32> = (0..m).map(|_| vector.normal()).collect();
+            rows.push(i as i64 + 1, &format!("{:x}", random.next()), &vector);
+        }
+        rows
+    }
+
+    /// A row lost or misplaced between blocks, threads and heaps is a wrong answer that nobody sees.
+    #[test]
+    fn exact_search_is_scoring_everything_and_sorting() {
+        let mut random = Random::new(7);
+        for form in [Form::Relu, Form::Gated] {
+            for (n, m, k) in [(0, 4, 3), (1, 4, 3), (5, 3, 9), (700, 8, 10), (1024, 17, 1), (3001, 16, 50)] {
+                let folding = Folding::new(form, m, &mut random);
+                let rows = rows(&mut random, n, m, n.max(3) / 3);
+                let queries: Vec<FoldedQuery> = (0..3).map(|_| folding.query(&mut random)).collect();
+                let found = exact(&queries, &rows, k);
+                for (query, found) in queries.iter().zip(found) {
+                    let mut all: Vec<(String, f32)> =
+                        (0..n).map(|row| (rows.id(row).to_owned(), query.score(rows.vector(row)))).collect();
+                    models::metrics::rank(&mut all);
+                    all.truncate(k);
+                    let found: Vec<(String, f32)> =
+                        found.iter().map(|s| (rows.id(s.row).to_owned(), s.score)).collect();
+                    assert_eq!(found, all, "{form:?} {n} rows, {k} wanted");
+                }
+            }
+        }
+    }
+
+    /// Rescoring all rows must be the exact search, or the two paths would rank differently.
+    #[test]
+    fn rescoring_agrees_with_the_scan() {
+        let mut random = Random::new(8);
+        let folding = Folding::new(Form::Relu, 8, &mut random);
+        let rows = rows(&mut random, 300, 8, 50);
+        let query = folding.query(&mut random);
+        let mut keys: Vec<i64> = (0..300).map(|row| rows.key(row)).collect();
+        keys.reverse();
+        keys.extend([0, -4, 301, i64::MAX]);
+        assert_eq!(rescore(&query, &rows, &keys, 20), exact(&[query], &rows, 20)[0]);
+    }
+
+    /// A replaced document that stayed in memory beside its new self would be found by its old text.
+    #[test]
+    fn pushing_a_known_key_replaces_the_vector() {
+        let mut rows = Rows::new(2);
+        rows.push(3, "a", &[1.0, 2.0]);
+        rows.push(7, "b", &[3.0, 4.0]);
+        rows.push(3, "a", &[5.0, 6.0]);
+        assert_eq!(
+            (rows.len(), rows.vector(0), rows.row(7), rows.row(4)),
+            (2, [5.0, 6.0].as_slice(), Some(1), None)
+        );
+        assert_eq!(rows.bytes(), 16);
+    }
+}

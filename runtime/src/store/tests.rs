@@ -1,0 +1,185 @@
+use super::*;
+use std::fs;
+use tempfile::TempDir;
+
+const M: usize = 4;
+
+fn key() -> IndexKey {
+    IndexKey { document_digest: "d1".into(), inner_dimensions: M, form: Form::Relu }
+}
+
+fn document(id: &str, text: &str) -> Document {
+    Document { id: id.into(), title: format!("title of {id}"), text: text.into() }
+}
+
+fn put(writer: &mut Writer, documents: &[Document]) -> Vec<i64> {
+    let vector = |d: &Document| (0..M).map(|i| (d.text.len() + i) as f32).collect();
+    let records: Vec<Record<'_>> =
+        documents.iter().map(|document| Record { document, vector: vector(document) }).collect();
+    writer.put(&records).unwrap()
+}
+
+fn index(documents: &[Document]) -> TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let mut writer = Writer::create(dir.path(), &key()).unwrap();
+    put(&mut writer, documents);
+    writer.close().unwrap();
+    dir
+}
+
+/// The whole point: what was acknowledged is there for the next process, vectors and texts.
+#[test]
+fn documents_come_back_as_they_were_stored() {
+    let dir = index(&[document("a", "x"), document("b", "yy")]);
+    let store = Store::open(dir.path(), &key()).unwrap();
+    let (rows, generation) = store.load().unwrap();
+    assert_eq!((rows.len(), generation, store.count().unwrap()), (2, 1, 2));
+    assert_eq!((rows.id(0), rows.vector(1)), ("a", [2.0, 3.0, 4.0, 5.0].as_slice()));
+    assert_eq!(store.document(rows.key(1)).unwrap().unwrap(), document("b", "yy"));
+    assert_eq!(store.document(99).unwrap(), None);
+}
+
+/// Re-running an index job over the same file must cost nothing; a changed text must not leave its old vector behind.
+#[test]
+fn unchanged_documents_are_recognised_and_changed_ones_replaced() {
+    let dir = index(&[document("a", "x"), document("b", "yy")]);
+    let mut writer = Writer::open(dir.path(), &key()).unwrap();
+    let wanted = [document("a", "x"), document("b", "changed"), document("c", "new")];
+    assert_eq!(writer.plan(&wanted).unwrap(), [Change::Unchanged, Change::Replaced, Change::Added]);
+    let keys = put(&mut writer, &wanted[1..]);
+    assert!(keys[0] == 2 && keys[1] > 2, "a replaced document keeps its key: {keys:?}");
+    let (rows, generation) = writer.store().load().unwrap();
+    assert_eq!((rows.len(), generation), (3, 2));
+    assert_eq!(rows.vector(1)[0], 7.0);
+    assert_eq!(writer.plan(&wanted).unwrap(), [Change::Unchanged; 3]);
+}
+
+/// A batch with one bad vector must leave no trace, or a retry would see half of it as done.
+#[test]
+fn a_failed_batch_leaves_nothing() {
+    let dir = index(&[document("a", "x")]);
+    let mut writer = Writer::open(dir.path(), &key()).unwrap();
+    let (good, bad) = (document("b", "y"), document("c", "z"));
+    for vector in [vec![1.0; M + 1], vec![f32::NAN; M]] {
+        let records = [Record { document: &good, vector: vec![0.0; M] }, Record { document: &bad, vector }];
+        assert!(writer.put(&records).unwrap_err().to_string().contains("document `c`: its vector has"));
+    }
+    assert_eq!((writer.store().count().unwrap(), writer.store().generation().unwrap()), (1, 1));
+}
+
+/// Scores across two bundles are meaningless numbers that look fine.
+#[test]
+fn another_bundles_index_is_refused_by_name() {
+    let dir = index(&[document("a", "x")]);
+    let other = [
+        (IndexKey { document_digest: "d2".into(), ..key() }, "document digest d1, this bundle's is d2"),
+        (IndexKey { inner_dimensions: 8, ..key() }, "number of dimensions 4"),
+        (IndexKey { form: Form::Gated, ..key() }, "predictor form relu"),
+    ];
+    for (key, expected) in other {
+        let message = Store::open(dir.path(), &key).err().unwrap().to_string();
+        assert!(message.contains("made with another bundle") && message.contains(expected), "{message}");
+        assert!(matches!(Writer::open(dir.path(), &key), Err(StoreError::OtherBundle { .. })));
+    }
+}
+
+/// Two writers would overwrite each other's graph; readers must go on.
+#[test]
+fn one_writer_many_readers() {
+    let dir = index(&[document("a", "x")]);
+    let mut writer = Writer::open(dir.path(), &key()).unwrap();
+    let second = Writer::open(dir.path(), &key()).err().unwrap().to_string();
+    assert!(second.contains("another process is changing this index"), "{second}");
+    let reader = Store::open(dir.path(), &key()).unwrap();
+    put(&mut writer, &[document("b", "y")]);
+    assert_eq!(reader.count().unwrap(), 2);
+    assert_eq!(Store::open(dir.path(), &key()).unwrap().load().unwrap().0.len(), 2);
+    drop(writer);
+    Writer::open(dir.path(), &key()).unwrap();
+}
+
+/// An index on a read-only partition (the usual place on a robot) must open: there is no log to be written there.
+#[test]
+fn an_index_opens_where_nothing_can_be_written() {
+    let dir = index(&[document("a", "x")]);
+    let file = dir.path().join(FILE_NAME);
+    let uri = format!("file:{}?immutable=1", percent_encoded(&file));
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI;
+    let connection = Connection::open_with_flags(uri, flags).unwrap();
+    let store = Store::check(&file, connection, &key()).unwrap();
+    assert_eq!(store.load().unwrap().0.len(), 1);
+    assert_eq!(percent_encoded(Path::new("/a b/ä?")), "/a%20b/%C3%A4%3F");
+}
+
+/// The bytes with one bit changed in this pattern (everywhere: pages that were split keep old copies in unused space).
+fn flipped(bytes: &[u8], pattern: &[u8]) -> Vec<u8> {
+    let mut bytes = bytes.to_vec();
+    for place in 0..bytes.len().saturating_sub(pattern.len()) {
+        if bytes[place..].starts_with(pattern) {
+            bytes[place + 2] ^= 1;
+        }
+    }
+    bytes
+}
+
+/// Every kind of wrong directory and damaged file is one sentence with the file's name; none is answered from.
+#[test]
+fn missing_and_damaged_indexes_are_named() {
+    let empty = tempfile::tempdir().unwrap();
+    #[track_caller]
+    fn message(dir: &Path) -> String {
+        match Store::open(dir, &key()).and_then(|store| store.load()) {
+            Ok(_) => panic!("opened {}", dir.display()),
+            Err(error) => error.to_string(),
+        }
+    }
+    assert!(message(&empty.path().join("absent")).contains("is not an index (no such directory)"));
+    assert!(message(empty.path()).contains("it has no documents.sqlite"));
+
+    let text = |i| if i == 57 { "fifty-seven".to_owned() } else { "text ".repeat(20) };
+    let documents: Vec<Document> = (0..200).map(|i| document(&i.to_string(), &text(i))).collect();
+    let dir = index(&documents);
+    let file = dir.path().join(FILE_NAME);
+    let whole = fs::read(&file).unwrap();
+
+    fs::write(&file, &whole[..whole.len() / 2]).unwrap();
+    assert!(message(dir.path()).contains("documents.sqlite: damaged:"), "truncated");
+    fs::write(&file, "not a database at all, but long enough to have had a header there").unwrap();
+    assert!(message(dir.path()).contains("documents.sqlite: damaged:"), "text");
+    fs::write(&file, "").unwrap();
+    assert!(message(dir.path()).contains("documents.sqlite: damaged:"), "empty");
+
+    fs::write(&file, &whole).unwrap();
+    Connection::open(&file)
+        .unwrap()
+        .execute("UPDATE meta SET value = 9 WHERE name = 'format_version'", [])
+        .unwrap();
+    assert!(message(dir.path()).contains("format version 9, this program reads version 1"));
+
+    for log in ["-wal", "-shm"] {
+        let _ = fs::remove_file(dir.path().join(format!("{FILE_NAME}{log}")));
+    }
+    // One bit of one vector (the text of document 57 has 11 bytes, so its numbers are 11 to 14).
+    let pattern: Vec<u8> = (0..M).flat_map(|i| (11.0 + i as f32).to_le_bytes()).collect();
+    fs::write(&file, flipped(&whole, &pattern)).unwrap();
+    let found = message(dir.path());
+    assert!(found.contains("the vector of document `57` fails its checksum"), "{found}");
+
+    // One bit of one text: seen when the text is shown.
+    fs::write(&file, flipped(&whole, b"fifty-seven")).unwrap();
+    let store = Store::open(dir.path(), &key()).unwrap();
+    let (rows, _) = store.load().unwrap();
+    let damaged: Vec<String> = (0..rows.len())
+        .filter_map(|row| store.document(rows.key(row)).err())
+        .map(|e| e.to_string())
+        .collect();
+    assert_eq!(damaged.len(), 1);
+    assert!(damaged[0].contains("fails its digest"), "{}", damaged[0]);
+}
+
+/// A duplicate within one call would make `added` and `replaced` lie.
+#[test]
+fn duplicate_ids_are_found() {
+    assert_eq!(duplicate_id(&[document("a", "x"), document("b", "y"), document("a", "z")]), Some("a"));
+    assert_eq!(duplicate_id(&[document("a", "x"), document("b", "y")]), None);
+}
