@@ -1,0 +1,216 @@
+//! From a student directory to a bundle directory: checks first, then graphs and copies into a staged directory, then
+//! the proof, and only then the name the user asked for. Whatever fails, nothing is left behind.
+
+use crate::encoder::encoder;
+use crate::error::ExportError;
+use crate::graph::Graph;
+use crate::predictor::predictor;
+use crate::source::Source;
+use crate::verify::{self, Reference};
+use models::config::DecoderConfig;
+use models::files::{self, FileError, StagedDir};
+use models::fold::{self, Folded};
+use models::manifest::{self, Batching, EncoderInfo, Manifest, Precision, PredictorInfo};
+use models::prompt::{self, Prompter};
+use models::student::{self, StudentConfig};
+use runtime::session::SessionOptions;
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+/// Tokenizer of students and bundles.
+const TOKENIZER_FILE: &str = "tokenizer.json";
+
+/// What to export, where to, and how.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Student directory.
+    pub student: PathBuf,
+    /// Bundle directory; must not exist, or be empty.
+    pub out: PathBuf,
+    /// Arithmetic of the encoder graph.
+    pub precision: Precision,
+    /// Whether a bundle that breaks the parity limits is written all the same.
+    pub allow_degraded: bool,
+    /// How the proof runs the graphs.
+    pub session: SessionOptions,
+}
+
+/// A student that passed all checks which need no weights.
+#[derive(Debug)]
+struct Student {
+    dir: PathBuf,
+    config: DecoderConfig,
+    student: StudentConfig,
+    /// Longest pass of its prompt.
+    max_tokens: usize,
+}
+
+impl Student {
+    fn open(dir: &Path) -> Result<Self, ExportError> {
+        let student = StudentConfig::open(dir)?;
+        let config = DecoderConfig::open(dir)?;
+        let refuse = |field, found: String, expected: String| {
+            let file = dir.join(student::FILE_NAME);
+            Err(ExportError::Student { file, field, found, expected })
+        };
+        if student.hidden_size != config.hidden_size {
+            let expected = format!("{} as in config.json", config.hidden_size);
+            return refuse("hidden_size", student.hidden_size.to_string(), expected);
+        }
+        let depth = config.num_hidden_layers;
+        let layers = &student.latents.layers;
+        if layers.is_empty() || layers.iter().any(|&layer| layer > depth) {
+            return refuse("latents.layers", format!("{layers:?}"), format!("one or more of 0 to {depth}"));
+        }
+        if student.inner_dimensions == 0 {
+            return refuse("inner_dimensions", "0".into(), "1 or more".into());
+        }
+
+        let vocabulary = prompt::open_tokenizer(dir)?.get_vocab(true);
+        let highest = vocabulary.into_iter().max_by(|a, b| (a.1, &a.0).cmp(&(b.1, &b.0)));
+        if let Some((token, id)) = highest.filter(|(_, id)| *id as usize >= config.vocab_size) {
+            let (file, vocab_size) = (dir.join(TOKENIZER_FILE), config.vocab_size);
+            return Err(ExportError::TokenId { file, token, id, vocab_size });
+        }
+        let (found, expected) = (Prompter::open(dir)?.max_pass_tokens(), config.max_length());
+        if found > expected {
+            return Err(ExportError::TooLong { file: dir.join(prompt::FILE_NAME), found, expected });
+        }
+        Ok(Self { dir: dir.to_owned(), config, student, max_tokens: found })
+    }
+
+    /// Everything of the manifest that is known before the files are.
+    fn manifest(&self, precision: Precision) -> Manifest {
+        let (config, student) = (&self.config, &self.student);
+        Manifest {
+            format_version: manifest::FORMAT_VERSION,
+            created_by: concat!("export ", env!("CARGO_PKG_VERSION")).into(),
+            encoder: EncoderInfo {
+                precision,
+                batching: match precision {
+                    Precision::Fp32 => Batching::Free,
+                    Precision::Int8 => Batching::OneAtATime,
+                },
+                layers: student.encoder_layers(config.num_hidden_layers),
+                dimensions: student.dimensions(),
+                hidden_size: config.hidden_size,
+                vocab_size: config.vocab_size,
+                max_tokens: self.max_tokens,
+            },
+            predictor: PredictorInfo {
+                form: student.form,
+                residual: student.residual,
+                inner_dimensions: student.inner_dimensions,
+                latents: student.latents.clone(),
+            },
+            calibration: student.calibration,
+            digests: BTreeMap::new(),
+            document_digest: String::new(),
+            parity: serde_json::Value::Null,
+            golden: Vec::new(),
+            provenance: student.provenance.clone(),
+        }
+    }
+}
+
+/// Writes a bundle; `say` hears one line per step, for people.
+pub fn export(options: &Options, say: &mut dyn FnMut(&str)) -> Result<Manifest, ExportError> {
+    let start = Instant::now();
+    let student = Student::open(&options.student)?;
+    let reference = Reference::open(&options.student, &student.student)?;
+    let staged = StagedDir::new(&options.out)?;
+    let dir = staged.path();
+
+    write_encoder(&student, options.precision, dir, say)?;
+    write_predictor(&student, dir, say)?;
+    for name in [prompt::FILE_NAME, TOKENIZER_FILE] {
+        let from = student.dir.join(name);
+        fs::copy(&from, dir.join(name)).map_err(FileError::io(&from))?;
+    }
+    let mut manifest = student.manifest(options.precision);
+    manifest.digests = digests(dir)?;
+    manifest.document_digest = manifest.expected_document_digest();
+    files::write_json(&dir.join(manifest::FILE_NAME), &manifest)?;
+
+    let proof = verify::verify(dir, &reference, &options.session)?;
+    say(&proof.to_string());
+    if !proof.failed.is_empty() {
+        if !options.allow_degraded {
+            return Err(ExportError::Parity(proof.failed));
+        }
+        say(&format!("warning    parity is not held: {}", proof.failed.join("; ")));
+    }
+    manifest.parity = proof.to_json();
+    manifest.golden = proof.golden;
+    files::write_json(&dir.join(manifest::FILE_NAME), &manifest)?;
+    let megabytes = directory_size(dir)?;
+    staged.commit()?;
+    say(&format!("bundle     {megabytes:.1} MB in {:.1} s", start.elapsed().as_secs_f64()));
+    Ok(manifest)
+}
+
+fn write_encoder(
+    student: &Student,
+    precision: Precision,
+    dir: &Path,
+    say: &mut dyn FnMut(&str),
+) -> Result<(), ExportError> {
+    let start = Instant::now();
+    let config = &student.config;
+    let mut source = Source::open_llm(&student.dir, config, precision)?;
+    let data = dir.join(manifest::ENCODER_DATA_FILE);
+    let mut graph = Graph::with_external_data("encoder", &data)?;
+    encoder(&mut graph, &mut source, config, &student.student, student.max_tokens)?;
+    let nodes = graph.len();
+    let file = dir.join(manifest::ENCODER_FILE);
+    graph.finish(&file)?;
+    let megabytes = megabytes(&file)? + megabytes(&data)?;
+    let (layers, depth) =
+        (student.student.encoder_layers(config.num_hidden_layers), config.num_hidden_layers);
+    let seconds = start.elapsed().as_secs_f64();
+    say(&format!("encoder    {layers} of {depth} layers, {nodes} nodes, {megabytes:.1} MB, {seconds:.1} s"));
+    if !source.errors.is_empty() {
+        say(&format!("int8 weights, error relative to the matrix:\n{}", source.errors));
+    }
+    Ok(())
+}
+
+fn write_predictor(student: &Student, dir: &Path, say: &mut dyn FnMut(&str)) -> Result<(), ExportError> {
+    let from = student.dir.join(student::PREDICTOR_FILE);
+    // Folding checks all shapes, so that the graph need not.
+    let folded = Folded::from_predictor(&student.student, &from)?;
+    let mut graph = Graph::new("predictor");
+    predictor(&mut graph, &mut Source::open_file(&from)?, &student.student)?;
+    let (file, fold) = (dir.join(manifest::PREDICTOR_FILE), dir.join(fold::FILE_NAME));
+    graph.finish(&file)?;
+    folded.write(&fold)?;
+    let (unfolded, folded) = (megabytes(&file)?, megabytes(&fold)?);
+    let (form, m) = (student.student.form, student.student.inner_dimensions);
+    say(&format!("predictor  {form:?}, {m} numbers per document, {unfolded:.1} MB, folded {folded:.1} MB"));
+    Ok(())
+}
+
+/// SHA-256 of every file of a directory, by name.
+fn digests(dir: &Path) -> Result<BTreeMap<String, String>, ExportError> {
+    let mut digests = BTreeMap::new();
+    for entry in fs::read_dir(dir).map_err(FileError::io(dir))? {
+        let entry = entry.map_err(FileError::io(dir))?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        digests.insert(name, files::sha256_file(&entry.path())?);
+    }
+    Ok(digests)
+}
+
+fn megabytes(file: &Path) -> Result<f64, ExportError> {
+    Ok(fs::metadata(file).map_err(FileError::io(file))?.len() as f64 / 1e6)
+}
+
+fn directory_size(dir: &Path) -> Result<f64, ExportError> {
+    let mut sum = 0.0;
+    for entry in fs::read_dir(dir).map_err(FileError::io(dir))? {
+        sum += megabytes(&entry.map_err(FileError::io(dir))?.path())?;
+    }
+    Ok(sum)
+}

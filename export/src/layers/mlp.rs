@@ -1,0 +1,34 @@
+//! Twin of `models/src/torch/mlp.rs`: gated feed-forward block (SwiGLU, <https://arxiv.org/abs/2002.05202>).
+
+use crate::error::ExportError;
+use crate::graph::{Graph, Scope, Value};
+use crate::layers::linear::{linear, packed};
+use crate::onnx::AttributeProto;
+use crate::source::Source;
+use models::config::DecoderConfig;
+
+/// `down(silu(gate(x)) * up(x))`, `[batch, seq, hidden_size]` in and out.
+/// ```text
+/// x ─ gate_up_proj ─ Split ─┬─ gate ─┬─ Sigmoid ─ Mul ─ Mul ─ down_proj
+///                           │        └─────────────┘     │
+///                           └─ up ───────────────────────┘
+/// ```
+pub fn mlp(
+    g: &mut Graph,
+    scope: &Scope,
+    source: &mut Source,
+    config: &DecoderConfig,
+    x: &Value,
+) -> Result<Value, ExportError> {
+    let bias = config.has_mlp_bias();
+    let both = packed(g, scope, source, "gate_up_proj", &["gate_proj", "up_proj"], bias, x)?;
+    let inner = config.intermediate_size as i64;
+    let halves = g.integers(&[inner, inner])?;
+    let [gate, up] =
+        g.ops(scope, "Split", &[&both, &halves], [AttributeProto::int("axis", -1)], [":gate", ":up"])?;
+    let act = scope.child("act");
+    let sigmoid = g.op(&act, "Sigmoid", &[&gate])?;
+    let silu = g.op(&act, "Mul", &[&gate, &sigmoid])?;
+    let gated = g.op(scope, "Mul", &[&silu, &up])?;
+    linear(g, scope, source, "down_proj", bias, &gated)
+}

@@ -1,0 +1,68 @@
+//! `export --onnx --student DIR --out BUNDLE`: prints the bundle's path; talk and errors go to stderr, exit 2 on error.
+
+use anyhow::Context;
+use clap::{Parser, ValueEnum};
+use export::bundle::{self, Options};
+use models::manifest::Precision;
+use runtime::session::SessionOptions;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Write a student down as an ONNX bundle, ready for `runtime`
+#[derive(Debug, Parser)]
+#[command(name = "export", version)]
+struct Args {
+    /// Format to write: ONNX graphs in a bundle directory (so far the only format)
+    #[arg(long, required = true)]
+    onnx: bool,
+    /// Student directory, as written by `train distill`
+    #[arg(long, value_name = "DIR")]
+    student: PathBuf,
+    /// Bundle directory to create
+    #[arg(long, value_name = "BUNDLE")]
+    out: PathBuf,
+    /// Arithmetic of the encoder
+    #[arg(long, value_enum, default_value_t = PrecisionArg::Fp32)]
+    precision: PrecisionArg,
+    /// Write the bundle even where it differs from the student by more than the limits (the manifest says so)
+    #[arg(long)]
+    allow_degraded: bool,
+    /// ONNX Runtime library that proves the bundle [default: searched for as `runtime` does]
+    #[arg(long, value_name = "FILE")]
+    ort_dylib: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum PrecisionArg {
+    /// 32-bit floats: the reference
+    Fp32,
+    /// 8-bit weights per output channel, activations quantised at run time: a quarter of the size
+    Int8,
+}
+
+fn main() -> ExitCode {
+    match run(Args::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("export: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn run(args: Args) -> anyhow::Result<()> {
+    let options = Options {
+        student: args.student,
+        out: args.out,
+        precision: match args.precision {
+            PrecisionArg::Fp32 => Precision::Fp32,
+            PrecisionArg::Int8 => Precision::Int8,
+        },
+        allow_degraded: args.allow_degraded,
+        session: SessionOptions { ort_dylib: args.ort_dylib, ..SessionOptions::default() },
+    };
+    bundle::export(&options, &mut |line| eprintln!("{line}"))
+        .with_context(|| format!("cannot export {}", options.student.display()))?;
+    println!("{}", options.out.display());
+    Ok(())
+}

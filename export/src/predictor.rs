@@ -1,0 +1,117 @@
+//! `predictor.onnx`: the predictor unfolded, so that anybody can check the folded one, or serve P(e, z) itself.
+//! Formulas of `models::student::Form`; weights inside the file; f32 whatever the encoder's precision.
+
+use crate::error::ExportError;
+use crate::graph::{Data, Dim, Graph, Scope, Value};
+use crate::onnx::{AttributeProto, DataType};
+use crate::source::Source;
+use models::manifest::names;
+use models::student::{Form, Residual, StudentConfig, tensors};
+
+/// Smallest length a vector is divided by: the epsilon of PyTorch's `normalize`, as in `models::fold`.
+const UNIT_EPSILON: f32 = 1e-12;
+
+/// Emits the whole predictor. x and z are the standardised latents, r the residual:
+/// ```text
+/// relu    query_embedding ─ standardise ─ x ─ query_proj ─ Add ─ Relu ─ output_proj ─ Add(r) ─┬─ predicted_hidden
+///         document_embedding ─ standardise ─ z ─ document_proj ─┘                             └─ MatMul(W_T - W_F) ─ score
+/// gated   x ─┬─ query_proj ────────── Mul ─ unit ─ Mul ─ output_proj ─ ...
+///            └─ gate_proj ─ Sigmoid ───┘            │
+///         z ─ document_proj ─ unit ─────────────────┘
+/// ```
+pub fn predictor(g: &mut Graph, source: &mut Source, student: &StudentConfig) -> Result<(), ExportError> {
+    let (batch, root) = (Dim::Symbol("batch"), Scope::root());
+    let latent = [batch, Dim::Size(student.dimensions())];
+    let hidden = [batch, Dim::Size(student.hidden_size)];
+    let query = g.input(names::QUERY_EMBEDDING, DataType::Float, &latent)?;
+    let document = g.input(names::DOCUMENT_EMBEDDING, DataType::Float, &latent)?;
+    let answer = match student.residual {
+        Residual::LastToken => Some(g.input(names::ANSWER_EMBEDDING, DataType::Float, &hidden)?),
+        Residual::Pooled => None,
+    };
+    let x = standardise(g, &root.child("query"), source, [tensors::QUERY_MEAN, tensors::QUERY_STD], &query)?;
+    let z = standardise(
+        g,
+        &root.child("document"),
+        source,
+        [tensors::DOCUMENT_MEAN, tensors::DOCUMENT_STD],
+        &document,
+    )?;
+    let from_query = gemm(g, source, tensors::QUERY_WEIGHT, Some(tensors::QUERY_BIAS), &x)?;
+    let from_document = gemm(g, source, tensors::DOCUMENT_WEIGHT, None, &z)?;
+    let joined = match student.form {
+        Form::Relu => {
+            let sum = g.op(&root.child("join"), "Add", &[&from_query, &from_document])?;
+            g.op(&root.child("join"), "Relu", &[&sum])?
+        }
+        Form::Gated => {
+            let gate = gemm(g, source, tensors::GATE_WEIGHT, Some(tensors::GATE_BIAS), &x)?;
+            let gate = g.op(&root.child("gate"), "Sigmoid", &[&gate])?;
+            let gated = g.op(&root.child("gate"), "Mul", &[&from_query, &gate])?;
+            let from_query = unit(g, &root.child("query_unit"), &gated)?;
+            let from_document = unit(g, &root.child("document_unit"), &from_document)?;
+            g.op(&root.child("join"), "Mul", &[&from_query, &from_document])?
+        }
+    };
+    let moved = gemm(g, source, tensors::OUTPUT_WEIGHT, Some(tensors::OUTPUT_BIAS), &joined)?;
+    let residual = match answer {
+        Some(answer) => answer,
+        None => gemm(g, source, tensors::RESIDUAL_WEIGHT, None, &x)?,
+    };
+    let predicted = g.op(&root.child("residual"), "Add", &[&residual, &moved])?;
+
+    let choice = source.matrix(tensors::CHOICE_WEIGHT)?;
+    let (positive, negative) = choice.values.split_at(choice.columns);
+    let difference: Vec<f32> = positive.iter().zip(negative).map(|(t, f)| t - f).collect();
+    let difference = g.initializer("choice.difference", &[choice.columns], Data::F32(&difference))?;
+    let score = g.op(&root.child("choice"), "MatMul", &[&predicted, &difference])?;
+    g.output(names::PREDICTED_HIDDEN, DataType::Float, &hidden, predicted)?;
+    g.output(names::SCORE, DataType::Float, &[batch], score)?;
+    source.all_read()
+}
+
+/// `(x - mean) / std`, `[batch, D]`.
+fn standardise(
+    g: &mut Graph,
+    scope: &Scope,
+    source: &mut Source,
+    [mean, std]: [&str; 2],
+    x: &Value,
+) -> Result<Value, ExportError> {
+    let [mean, std] = [vector(g, source, mean)?, vector(g, source, std)?];
+    let centred = g.op(scope, "Sub", &[x, &mean])?;
+    g.op(scope, "Div", &[&centred, &std])
+}
+
+/// `x W^T + b`, called by the weight's key.
+fn gemm(
+    g: &mut Graph,
+    source: &mut Source,
+    weight: &str,
+    bias: Option<&str>,
+    x: &Value,
+) -> Result<Value, ExportError> {
+    let matrix = source.matrix(weight)?;
+    let scope = Scope::root().child(weight.trim_end_matches(".weight"));
+    let mut inputs =
+        vec![g.initializer(weight, &[matrix.rows, matrix.columns], Data::F32(&matrix.values))?];
+    if let Some(bias) = bias {
+        inputs.push(vector(g, source, bias)?);
+    }
+    let inputs: Vec<&Value> = [x].into_iter().chain(&inputs).collect();
+    g.op_with(&scope, "Gemm", &inputs, [AttributeProto::int("transB", 1)])
+}
+
+/// `x / max(|x|, epsilon)`, `[batch, m]`.
+fn unit(g: &mut Graph, scope: &Scope, x: &Value) -> Result<Value, ExportError> {
+    let last = [AttributeProto::ints("axes", &[-1]), AttributeProto::int("keepdims", 1)];
+    let length = g.op_with(scope, "ReduceL2", &[x], last)?;
+    let epsilon = g.number(UNIT_EPSILON)?;
+    let length = g.op(scope, "Max", &[&length, &epsilon])?;
+    g.op(scope, "Div", &[x, &length])
+}
+
+fn vector(g: &mut Graph, source: &mut Source, name: &str) -> Result<Value, ExportError> {
+    let values = source.vector(name)?;
+    g.initializer(name, &[values.len()], Data::F32(&values))
+}

@@ -1,0 +1,149 @@
+//! A checkpoint as the emitters read it: every tensor checked for NaN and infinity, in the arithmetic chosen for it.
+
+use crate::error::ExportError;
+use crate::quantise::ErrorReport;
+use models::config::DecoderConfig;
+use models::manifest::Precision;
+use models::weights::Weights;
+use std::collections::HashSet;
+use std::path::Path;
+
+/// A matrix `[rows, columns]`, row-major: rows are output channels, as in `nn.Linear.weight`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Matrix {
+    /// Output channels.
+    pub rows: usize,
+    /// Input channels.
+    pub columns: usize,
+    /// Numbers.
+    pub values: Vec<f32>,
+}
+
+impl Matrix {
+    /// This matrix on its side, `[columns, rows]`.
+    pub fn transposed(&self) -> Vec<f32> {
+        transpose(&self.values, self.rows, self.columns)
+    }
+}
+
+/// `[rows, columns]` to `[columns, rows]`, in blocks that stay in the cache.
+pub fn transpose<T: Copy + Default>(values: &[T], rows: usize, columns: usize) -> Vec<T> {
+    const BLOCK: usize = 32;
+    let mut out = vec![T::default(); values.len()];
+    for row_block in (0..rows).step_by(BLOCK) {
+        for column_block in (0..columns).step_by(BLOCK) {
+            for row in row_block..rows.min(row_block + BLOCK) {
+                for column in column_block..columns.min(column_block + BLOCK) {
+                    out[column * rows + row] = values[row * columns + column];
+                }
+            }
+        }
+    }
+    out
+}
+
+/// Tensors of one checkpoint and how they are to be written.
+pub struct Source {
+    weights: Weights,
+    /// Arithmetic of linear maps and embeddings.
+    pub precision: Precision,
+    /// What quantisation has cost so far.
+    pub errors: ErrorReport,
+    read: HashSet<String>,
+}
+
+impl Source {
+    /// The LLM of a student directory; names, shapes and kinds must be those `config` describes.
+    pub fn open_llm(dir: &Path, config: &DecoderConfig, precision: Precision) -> Result<Self, ExportError> {
+        let weights = Weights::open(dir)?;
+        weights.check(config)?;
+        Ok(Self { weights, precision, errors: ErrorReport::default(), read: HashSet::new() })
+    }
+
+    /// One safetensors file, written as it is.
+    pub fn open_file(file: &Path) -> Result<Self, ExportError> {
+        let weights = Weights::open_file(file)?;
+        Ok(Self { weights, precision: Precision::Fp32, errors: ErrorReport::default(), read: HashSet::new() })
+    }
+
+    /// The file the tensors come from.
+    pub fn file(&self) -> &Path {
+        self.weights.file()
+    }
+
+    /// Shape and numbers of a tensor, all finite.
+    pub fn tensor(&mut self, name: &str) -> Result<(Vec<usize>, Vec<f32>), ExportError> {
+        let (shape, values) = self.weights.f32(name)?;
+        if let Some(position) = values.iter().position(|v| !v.is_finite()) {
+            let (file, value) = (self.file().to_owned(), values[position]);
+            return Err(ExportError::NotFinite { file, name: name.to_owned(), position, value });
+        }
+        self.read.insert(name.to_owned());
+        Ok((shape, values))
+    }
+
+    /// A tensor of one dimension.
+    pub fn vector(&mut self, name: &str) -> Result<Vec<f32>, ExportError> {
+        match self.tensor(name)? {
+            (shape, values) if shape.len() == 1 => Ok(values),
+            (found, values) => Err(self.shape(name, found, vec![values.len()])),
+        }
+    }
+
+    /// A tensor of two dimensions.
+    pub fn matrix(&mut self, name: &str) -> Result<Matrix, ExportError> {
+        let (shape, values) = self.tensor(name)?;
+        match shape[..] {
+            [rows, columns] => Ok(Matrix { rows, columns, values }),
+            _ => Err(self.shape(name, shape, vec![0, 0])),
+        }
+    }
+
+    /// Matrices of the same width, one below the other: several linear maps of one input as one.
+    pub fn stacked(&mut self, names: &[String]) -> Result<Matrix, ExportError> {
+        let mut stack = Matrix { rows: 0, columns: 0, values: Vec::new() };
+        for name in names {
+            let next = self.matrix(name)?;
+            if stack.rows > 0 && next.columns != stack.columns {
+                return Err(self.shape(name, vec![next.rows, next.columns], vec![next.rows, stack.columns]));
+            }
+            stack.rows += next.rows;
+            stack.columns = next.columns;
+            if stack.values.is_empty() {
+                stack.values = next.values;
+            } else {
+                stack.values.extend(next.values);
+            }
+        }
+        Ok(stack)
+    }
+
+    /// Refuses a file that holds more than what was read.
+    pub fn all_read(&self) -> Result<(), ExportError> {
+        match self.weights.names().find(|name| !self.read.contains(*name)) {
+            Some(name) => {
+                Err(ExportError::UnusedTensor { file: self.file().to_owned(), name: name.to_owned() })
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn shape(&self, name: &str, found: Vec<usize>, expected: Vec<usize>) -> ExportError {
+        ExportError::Shape { file: self.file().to_owned(), name: name.to_owned(), found, expected }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The graph multiplies from the other side than the checkpoint: a wrong turn here is plausible noise.
+    #[test]
+    fn transposing_twice_is_nothing() {
+        let (rows, columns) = (37, 70);
+        let values: Vec<i32> = (0..(rows * columns) as i32).collect();
+        let turned = transpose(&values, rows, columns);
+        assert_eq!(turned[5 * rows + 3], values[3 * columns + 5]);
+        assert_eq!(transpose(&turned, columns, rows), values);
+    }
+}

@@ -1,0 +1,348 @@
+//! The proof: the new bundle, opened and run by the `runtime` library as a robot will run it, against the numbers that
+//! the student itself gave in libtorch (`golden.json`, `golden.safetensors` of the student directory).
+
+use crate::error::ExportError;
+use crate::source::{Matrix, Source};
+use models::files;
+use models::manifest::{Golden, Precision};
+use models::student::{Residual, StudentConfig};
+use runtime::bundle::Bundle;
+use runtime::encoder::{Embedding, Encoder};
+use runtime::predictor::Predictor;
+use runtime::session::{self, SessionOptions};
+use serde::Deserialize;
+use serde_json::json;
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// Texts and scores.
+pub const SCORES_FILE: &str = "golden.json";
+/// Latents.
+pub const LATENTS_FILE: &str = "golden.safetensors";
+/// Pairs that travel in the bundle.
+const GOLDEN_PAIRS: usize = 4;
+/// Two documents whose scores the student itself puts this close are both its first choice.
+const TIE: f32 = 1e-3;
+
+/// `golden.json`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Scores {
+    queries: Vec<String>,
+    documents: Vec<String>,
+    /// `scores[i][j]` of query i and document j.
+    scores: Vec<Vec<f32>>,
+}
+
+/// What the student says about a few texts, one at a time and unpadded.
+#[derive(Debug)]
+pub struct Reference {
+    queries: Vec<String>,
+    documents: Vec<String>,
+    /// `[n][n]`, query by document.
+    scores: Vec<Vec<f32>>,
+    /// `[n, D]`.
+    query: Matrix,
+    /// `[n, D]`.
+    document: Matrix,
+    /// `[n, H]`.
+    answer: Option<Matrix>,
+}
+
+impl Reference {
+    /// Reads both files of a student directory; they must agree with each other and with `student`.
+    pub fn open(dir: &Path, student: &StudentConfig) -> Result<Self, ExportError> {
+        let (scores_file, latents_file) = (dir.join(SCORES_FILE), dir.join(LATENTS_FILE));
+        for file in [&scores_file, &latents_file] {
+            if !file.exists() {
+                return Err(ExportError::NoGolden { file: file.clone() });
+            }
+        }
+        let Scores { queries, documents, scores } = files::read_json(&scores_file)?;
+        let n = queries.len();
+        let square = scores.len() == n && scores.iter().all(|row| row.len() == n);
+        if n == 0 || documents.len() != n || !square {
+            let reason = format!(
+                "{n} queries, {} documents, {} rows of scores; expected one or more, and the same number of each",
+                documents.len(),
+                scores.len()
+            );
+            return Err(ExportError::Golden { file: scores_file, reason });
+        }
+        let mut source = Source::open_file(&latents_file)?;
+        let mut latents = |name: &str, columns: usize| -> Result<Matrix, ExportError> {
+            let matrix = source.matrix(name)?;
+            if (matrix.rows, matrix.columns) == (n, columns) {
+                return Ok(matrix);
+            }
+            let (found, expected) = (vec![matrix.rows, matrix.columns], vec![n, columns]);
+            Err(ExportError::Shape { file: latents_file.clone(), name: name.to_owned(), found, expected })
+        };
+        let query = latents("query", student.dimensions())?;
+        let document = latents("document", student.dimensions())?;
+        let answer = match student.residual {
+            Residual::LastToken => Some(latents("answer", student.hidden_size)?),
+            Residual::Pooled => None,
+        };
+        Ok(Self { queries, documents, scores, query, document, answer })
+    }
+}
+
+/// What was measured.
+#[derive(Debug, Clone)]
+pub struct Proof {
+    /// Limits that are not held, in words.
+    pub failed: Vec<String>,
+    /// Pairs with this bundle's own scores.
+    pub golden: Vec<Golden>,
+    texts: usize,
+    seconds: f64,
+    onnxruntime: String,
+    precision: Precision,
+    /// Smallest cosine between an embedding and the student's.
+    cosine: f64,
+    /// Largest difference of a number, relative to the largest magnitude of its embedding.
+    relative: f64,
+    /// Largest difference of a score.
+    score: f32,
+    /// Largest difference between the unfolded predictor and the folded score.
+    unfolded: f32,
+    /// Share of the queries whose first document is the student's.
+    top1: f64,
+    /// Mean over the queries of Spearman's correlation of the scores.
+    rank_correlation: f64,
+}
+
+impl Proof {
+    /// For the manifest.
+    pub fn to_json(&self) -> serde_json::Value {
+        json!({
+            "held": self.failed.is_empty(),
+            "failed": self.failed,
+            "texts": self.texts,
+            "onnxruntime": self.onnxruntime,
+            "embedding_cosine_min": self.cosine,
+            "embedding_relative_max": self.relative,
+            "score_difference_max": self.score,
+            "unfolded_difference_max": self.unfolded,
+            "top1_agreement": self.top1,
+            "rank_correlation": self.rank_correlation,
+        })
+    }
+
+    /// Limits, each with what was found. Eight bits are held to the cosine only: what they cost is said in ranks.
+    fn check(&mut self) {
+        let mut limits = vec![("unfolded against folded score", f64::from(self.unfolded), false, 1e-2)];
+        match self.precision {
+            Precision::Fp32 => limits.extend([
+                ("smallest cosine", self.cosine, true, 0.9999),
+                ("relative difference of an embedding", self.relative, false, 2e-3),
+                ("difference of a score", f64::from(self.score), false, 1e-2),
+                ("top-1 agreement", self.top1, true, 1.0),
+            ]),
+            Precision::Int8 => limits.push(("smallest cosine", self.cosine, true, 0.95)),
+        }
+        self.failed = limits
+            .into_iter()
+            .filter(|&(_, found, at_least, limit)| !(if at_least { found >= limit } else { found <= limit }))
+            .map(|(what, found, at_least, limit)| {
+                let side = if at_least { "at least" } else { "at most" };
+                format!("{what} is {found:.6}, expected {side} {limit}")
+            })
+            .collect();
+    }
+}
+
+impl fmt::Display for Proof {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "parity     {} texts, ONNX Runtime {}: cosine >= {:.6}, embeddings {:.1e}, scores {:.1e}, unfolded {:.1e}, \
+             top-1 {:.1}%, rank correlation {:.4}, {:.1} s",
+            self.texts,
+            self.onnxruntime,
+            self.cosine,
+            self.relative,
+            self.score,
+            self.unfolded,
+            100.0 * self.top1,
+            self.rank_correlation,
+            self.seconds
+        )
+    }
+}
+
+/// Opens the bundle at `dir` with the runtime and measures it against the student's own numbers.
+pub fn verify(dir: &Path, reference: &Reference, options: &SessionOptions) -> Result<Proof, ExportError> {
+    let start = Instant::now();
+    let runs = |error: &dyn std::error::Error| ExportError::Runtime(error.to_string());
+    let library = session::load(options.ort_dylib.as_deref()).map_err(|e| runs(&e))?;
+    let bundle = Arc::new(Bundle::open(dir).map_err(|e| runs(&e))?);
+    let encoder = Encoder::open(Arc::clone(&bundle), options).map_err(|e| runs(&e))?;
+    let mut queries = Vec::with_capacity(reference.queries.len());
+    for query in &reference.queries {
+        queries.push(encoder.query(query).map_err(|e| runs(&e))?);
+    }
+    let texts: Vec<&str> = reference.documents.iter().map(String::as_str).collect();
+    let documents = encoder.documents(&texts).map_err(|e| runs(&e))?;
+
+    let (mut cosine, mut relative) = (1f64, 0f64);
+    let mut compare = |expected: &Matrix, found: &mut dyn Iterator<Item = &[f32]>| {
+        for (expected, found) in expected.values.chunks_exact(expected.columns).zip(found) {
+            let row = Difference::between(expected, found);
+            (cosine, relative) = (cosine.min(row.cosine), relative.max(row.relative));
+        }
+    };
+    compare(&reference.query, &mut queries.iter().map(|e| e.latent.as_slice()));
+    compare(&reference.document, &mut documents.iter().map(|e| e.latent.as_slice()));
+    if let Some(answer) = &reference.answer {
+        compare(answer, &mut queries.iter().filter_map(|e| e.answer.as_deref()));
+    }
+
+    let stored: Vec<Vec<f32>> = documents.iter().map(|e| bundle.folded.document(&e.latent)).collect();
+    let scores: Vec<Vec<f32>> = queries
+        .iter()
+        .map(|query| {
+            let query = encoder.fold_query(query);
+            stored.iter().map(|document| query.score(document)).collect()
+        })
+        .collect();
+    let unfolded = unfolded_difference(&bundle, options, &queries, &documents, &scores)?;
+    let n = queries.len();
+    let pairs = || reference.scores.iter().zip(&scores);
+    let score = pairs().flat_map(|(a, b)| a.iter().zip(b)).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max);
+    let agreed = pairs().filter(|(expected, found)| same_first(expected, found)).count();
+    let golden = reference.queries.iter().zip(&reference.documents).zip(&scores).zip(0..GOLDEN_PAIRS);
+    let mut proof = Proof {
+        failed: Vec::new(),
+        golden: golden
+            .map(|(((query, document), scores), i)| Golden {
+                query: query.clone(),
+                document: document.clone(),
+                score: scores[i],
+            })
+            .collect(),
+        texts: 2 * n,
+        seconds: start.elapsed().as_secs_f64(),
+        onnxruntime: library.version,
+        precision: bundle.manifest.encoder.precision,
+        cosine,
+        relative,
+        score,
+        unfolded,
+        top1: agreed as f64 / n as f64,
+        rank_correlation: pairs().map(|(a, b)| spearman(a, b)).sum::<f64>() / n as f64,
+    };
+    proof.check();
+    Ok(proof)
+}
+
+/// Largest difference between `predictor.onnx` and the folded score, over each query's own document and its neighbour.
+fn unfolded_difference(
+    bundle: &Bundle,
+    options: &SessionOptions,
+    queries: &[Embedding],
+    documents: &[Embedding],
+    scores: &[Vec<f32>],
+) -> Result<f32, ExportError> {
+    let predictor = Predictor::open(bundle, options).map_err(|e| ExportError::Runtime(e.to_string()))?;
+    let mut most = 0f32;
+    for (i, query) in queries.iter().enumerate() {
+        for j in [i, (i + 1) % documents.len()] {
+            let score =
+                predictor.score(query, &documents[j]).map_err(|e| ExportError::Runtime(e.to_string()))?;
+            most = most.max((score - scores[i][j]).abs());
+        }
+    }
+    Ok(most)
+}
+
+/// How far two vectors lie apart.
+struct Difference {
+    cosine: f64,
+    relative: f64,
+}
+
+impl Difference {
+    fn between(expected: &[f32], found: &[f32]) -> Self {
+        let pairs = || expected.iter().zip(found).map(|(a, b)| (f64::from(*a), f64::from(*b)));
+        let dot: f64 = pairs().map(|(a, b)| a * b).sum();
+        let lengths: f64 =
+            pairs().map(|(a, _)| a * a).sum::<f64>().sqrt() * pairs().map(|(_, b)| b * b).sum::<f64>().sqrt();
+        let most = pairs().map(|(a, _)| a.abs()).fold(0.0, f64::max);
+        let apart = pairs().map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+        // Two vectors of zeros are the same; one of them alone is as wrong as can be.
+        let same = apart == 0.0;
+        Self {
+            cosine: if same {
+                1.0
+            } else if lengths > 0.0 {
+                dot / lengths
+            } else {
+                0.0
+            },
+            relative: if same {
+                0.0
+            } else if most > 0.0 {
+                apart / most
+            } else {
+                f64::INFINITY
+            },
+        }
+    }
+}
+
+/// Whether the document that `found` puts first is first, or level with it, in `expected`.
+fn same_first(expected: &[f32], found: &[f32]) -> bool {
+    let best = expected.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let first = found.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).map(|(i, _)| i);
+    first.and_then(|i| expected.get(i)).is_some_and(|score| *score >= best - TIE)
+}
+
+/// Spearman's rank correlation, equal numbers sharing their mean rank; 1 where either side does not rank at all.
+fn spearman(a: &[f32], b: &[f32]) -> f64 {
+    let (a, b) = (ranks(a), ranks(b));
+    let mean = (a.len() as f64 - 1.0) / 2.0;
+    let product = |x: &[f64], y: &[f64]| x.iter().zip(y).map(|(x, y)| (x - mean) * (y - mean)).sum::<f64>();
+    let scale = (product(&a, &a) * product(&b, &b)).sqrt();
+    if scale > 0.0 { product(&a, &b) / scale } else { 1.0 }
+}
+
+fn ranks(values: &[f32]) -> Vec<f64> {
+    values
+        .iter()
+        .map(|v| {
+            let below = values.iter().filter(|w| w.total_cmp(v).is_lt()).count();
+            let level = values.iter().filter(|w| w.total_cmp(v).is_eq()).count();
+            below as f64 + (level as f64 - 1.0) / 2.0
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A proof that measures wrongly would pass every broken bundle.
+    #[test]
+    fn measures_know_equal_from_different() {
+        let a = [1.0, 2.0, -4.0];
+        let same = Difference::between(&a, &a);
+        assert_eq!((same.cosine, same.relative), (1.0, 0.0));
+        let off = Difference::between(&a, &[1.0, 2.0, -3.6]);
+        assert!((off.relative - 0.1).abs() < 1e-6 && off.cosine < 1.0);
+        assert_eq!(Difference::between(&a, &[0.0; 3]).cosine, 0.0);
+        assert_eq!(spearman(&[1.0, 2.0, 3.0], &[10.0, 20.0, 21.0]), 1.0);
+        assert_eq!(spearman(&[1.0, 2.0, 3.0], &[3.0, 2.0, 1.0]), -1.0);
+        assert_eq!(ranks(&[5.0, 1.0, 5.0]), [1.5, 0.0, 1.5]);
+    }
+
+    /// The same document twice among the goldens is no disagreement; another document is.
+    #[test]
+    fn level_documents_are_both_first() {
+        assert!(same_first(&[2.0, 2.0, 1.0], &[1.9, 2.0, 1.0]));
+        assert!(!same_first(&[2.0, 2.0, 1.0], &[1.0, 1.0, 2.0]));
+    }
+}

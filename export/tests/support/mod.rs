@@ -1,0 +1,287 @@
+//! A tiny student of every family, random but seeded, whole on disk, with reference numbers by `reference`.
+
+// Each test binary uses its own part of this.
+#![allow(dead_code)]
+
+pub mod reference;
+
+use export::bundle::{self, Options};
+use export::error::ExportError;
+use models::config::DecoderConfig;
+use models::manifest::{Manifest, Precision};
+use models::prompt::Prompter;
+use models::student::{Form, PREDICTOR_FILE, Residual, StudentConfig, tensors};
+use models::weights::{DType, expected_tensors, write_safetensors};
+use reference::Reference;
+use runtime::session::{self, SessionOptions};
+use serde_json::{Value, json};
+use std::collections::HashMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Name, shape, numbers.
+pub type Tensors = Vec<(String, Vec<usize>, Vec<f32>)>;
+
+const WORDS: &[&str] = &[
+    "<unk>", "user", "document", "query", "end", "may", "it", "answer", "Yes", "No", "red", "valve", "where",
+    "is", "the", "stop", "button", "of", "line", "three", "coffee", "sponge", "dark", "light", "lamp", "on",
+];
+
+/// Texts of the reference numbers: lengths differ on purpose.
+pub const QUERIES: &[&str] =
+    &["red valve", "where is the stop button of line three", "coffee", "is it dark on the line"];
+/// One per query.
+pub const DOCUMENTS: &[&str] =
+    &["valve", "stop button", "the sponge is red and it may answer the coffee", "light the lamp"];
+
+/// The four families, each with what only it has; head_dim need not be hidden_size / heads.
+pub fn configs() -> Vec<(&'static str, Value)> {
+    let base = |class: &str, model_type: &str, more: Value| {
+        let mut json = json!({
+            "architectures": [class], "model_type": model_type, "hidden_size": 16, "intermediate_size": 24,
+            "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "rms_norm_eps": 1e-5,
+            "max_position_embeddings": 128, "vocab_size": WORDS.len() + 6, "tie_word_embeddings": true,
+        });
+        for (key, value) in more.as_object().unwrap() {
+            json[key] = value.clone();
+        }
+        json
+    };
+    let llama3 = json!({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 32});
+    vec![
+        ("llama", base("LlamaForCausalLM", "llama", json!({"rope_scaling": llama3, "rope_theta": 500.0}))),
+        (
+            "llama_biased",
+            base(
+                "LlamaForCausalLM",
+                "llama",
+                json!({"attention_bias": true, "mlp_bias": true, "num_key_value_heads": 4}),
+            ),
+        ),
+        ("mistral", base("MistralForCausalLM", "mistral", json!({"head_dim": 6, "num_key_value_heads": 1}))),
+        ("qwen2", base("Qwen2ForCausalLM", "qwen2", json!({"tie_word_embeddings": false}))),
+        ("qwen3", base("Qwen3ForCausalLM", "qwen3", json!({"head_dim": 8}))),
+    ]
+}
+
+/// What kind of student.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// `config.json`.
+    pub config: Value,
+    pub layers: Vec<usize>,
+    pub form: Form,
+    pub residual: Residual,
+}
+
+impl Plan {
+    /// A Llama, last-token residual, latents of layers 0, 2 and 3.
+    pub fn llama() -> Self {
+        let config = configs().swap_remove(0).1;
+        Self { config, layers: vec![0, 2, 3], form: Form::Relu, residual: Residual::LastToken }
+    }
+}
+
+/// Writes the whole student directory.
+pub fn write_student(dir: &Path, plan: &Plan) {
+    fs::create_dir_all(dir).unwrap();
+    fs::write(dir.join("config.json"), plan.config.to_string()).unwrap();
+    let config = DecoderConfig::open(dir).unwrap();
+    let mut random = Random(7);
+    let llm: Tensors = expected_tensors(&config)
+        .into_iter()
+        .map(|(name, shape)| {
+            let numbers = (0..shape.iter().product()).map(|_| match shape.len() {
+                1 if name.ends_with("norm.weight") => 1.0 + 0.3 * random.normal(),
+                1 => 0.2 * random.normal(),
+                _ => 0.4 * random.normal(),
+            });
+            let numbers = numbers.collect();
+            (name, shape, numbers)
+        })
+        .collect();
+    write_tensors(&dir.join("model.safetensors"), &llm);
+
+    let student = json!({
+        "format_version": 1, "latents": {"layers": plan.layers, "pooling": "mean"},
+        "hidden_size": config.hidden_size, "form": plan.form, "inner_dimensions": 10, "residual": plan.residual,
+        "calibration": {"scale": 1.0, "bias": 0.0}, "provenance": {"seed": 7},
+    });
+    fs::write(dir.join("student.json"), student.to_string()).unwrap();
+    let student = StudentConfig::open(dir).unwrap();
+    let predictor = predictor_tensors(&student, &mut random);
+    write_tensors(&dir.join(PREDICTOR_FILE), &predictor);
+
+    let part = |before: &str, truncate: &str| json!({"before": before, "after": "end", "max_tokens": 24, "truncate": truncate});
+    let prompt = json!({
+        "format_version": 1, "prefix": "user", "document": part("document", "right"), "query": part("query", "left"),
+        "instruction": "may it answer", "answer": "answer", "choices": {"positive": "Yes", "negative": "No"},
+    });
+    fs::write(dir.join("prompt.json"), prompt.to_string()).unwrap();
+    let vocabulary: serde_json::Map<String, Value> =
+        WORDS.iter().zip(0..).map(|(w, i)| (w.to_string(), json!(i))).collect();
+    let tokenizer = json!({
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
+        "pre_tokenizer": {"type": "WhitespaceSplit"}, "post_processor": null, "decoder": null,
+        "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": "<unk>"},
+    });
+    fs::write(dir.join("tokenizer.json"), tokenizer.to_string()).unwrap();
+    write_golden(dir, &Reference::new(config, student, &llm, &predictor));
+}
+
+fn predictor_tensors(student: &StudentConfig, random: &mut Random) -> Tensors {
+    let (m, d, h) = (student.inner_dimensions, student.dimensions(), student.hidden_size);
+    let mut all = Vec::new();
+    let mut add = |name: &str, shape: &[usize], mean: f32, spread: f32| {
+        let numbers = (0..shape.iter().product()).map(|_| mean + spread * random.normal()).collect();
+        all.push((name.to_owned(), shape.to_vec(), numbers));
+    };
+    add(tensors::QUERY_MEAN, &[d], 0.0, 0.3);
+    add(tensors::QUERY_STD, &[d], 1.5, 0.1);
+    add(tensors::DOCUMENT_MEAN, &[d], 0.0, 0.3);
+    add(tensors::DOCUMENT_STD, &[d], 1.5, 0.1);
+    add(tensors::QUERY_WEIGHT, &[m, d], 0.0, 0.3);
+    add(tensors::QUERY_BIAS, &[m], 0.0, 0.3);
+    add(tensors::DOCUMENT_WEIGHT, &[m, d], 0.0, 0.3);
+    add(tensors::OUTPUT_WEIGHT, &[h, m], 0.0, 0.5);
+    add(tensors::OUTPUT_BIAS, &[h], 0.0, 0.1);
+    add(tensors::CHOICE_WEIGHT, &[2, h], 0.0, 0.5);
+    if student.form == Form::Gated {
+        add(tensors::GATE_WEIGHT, &[m, d], 0.0, 0.3);
+        add(tensors::GATE_BIAS, &[m], 0.0, 0.3);
+    }
+    if student.residual == Residual::Pooled {
+        add(tensors::RESIDUAL_WEIGHT, &[h, d], 0.0, 0.1);
+    }
+    all
+}
+
+fn write_golden(dir: &Path, reference: &Reference) {
+    let prompter = Prompter::open(dir).unwrap();
+    let with_answer = reference.student.residual == Residual::LastToken;
+    let queries: Vec<_> = QUERIES
+        .iter()
+        .map(|text| match with_answer {
+            true => prompter.query_answer_pass(text).unwrap(),
+            false => prompter.query_pass(text).unwrap(),
+        })
+        .map(|pass| reference.encode(&pass))
+        .collect();
+    let documents: Vec<_> =
+        DOCUMENTS.iter().map(|text| reference.encode(&prompter.document_pass(text).unwrap())).collect();
+    let scores: Vec<Vec<f64>> =
+        queries.iter().map(|q| documents.iter().map(|d| reference.score(q, d)).collect()).collect();
+    let golden = json!({"queries": QUERIES, "documents": DOCUMENTS, "scores": scores});
+    fs::write(dir.join("golden.json"), golden.to_string()).unwrap();
+    let rows = |name: &str, rows: Vec<&Vec<f64>>| {
+        let shape = vec![rows.len(), rows[0].len()];
+        (name.to_owned(), shape, rows.into_iter().flatten().map(|v| *v as f32).collect())
+    };
+    let mut latents = vec![
+        rows("query", queries.iter().map(|q| &q.latent).collect()),
+        rows("document", documents.iter().map(|d| &d.latent).collect()),
+    ];
+    if with_answer {
+        latents.push(rows("answer", queries.iter().map(|q| &q.answer).collect()));
+    }
+    write_tensors(&dir.join("golden.safetensors"), &latents);
+}
+
+pub fn write_tensors(file: &Path, tensors: &Tensors) {
+    write_safetensors(file, tensors.clone(), DType::F32, HashMap::new()).unwrap();
+}
+
+/// Reads tensors back, changes them, writes them again.
+pub fn edit_tensors(file: &Path, edit: impl FnOnce(&mut Tensors)) {
+    let weights = models::weights::Weights::open_file(file).unwrap();
+    let mut tensors: Tensors = weights
+        .names()
+        .map(|name| {
+            let (shape, numbers) = weights.f32(name).unwrap();
+            (name.to_owned(), shape, numbers)
+        })
+        .collect();
+    edit(&mut tensors);
+    write_tensors(file, &tensors);
+}
+
+/// Changes one JSON file.
+pub fn edit_json(file: &Path, edit: impl FnOnce(&mut Value)) {
+    let mut json: Value = serde_json::from_str(&fs::read_to_string(file).unwrap()).unwrap();
+    edit(&mut json);
+    fs::write(file, json.to_string()).unwrap();
+}
+
+pub fn options(student: &Path, out: &Path) -> Options {
+    Options {
+        student: student.to_owned(),
+        out: out.to_owned(),
+        precision: Precision::Fp32,
+        allow_degraded: false,
+        session: SessionOptions { threads: 1, ..SessionOptions::default() },
+    }
+}
+
+/// Exports without talk.
+pub fn export(options: &Options) -> Result<Manifest, ExportError> {
+    bundle::export(options, &mut |_| {})
+}
+
+/// A student beside the place of its bundle.
+pub struct Fixture {
+    root: tempfile::TempDir,
+    pub options: Options,
+}
+
+impl Fixture {
+    pub fn new(plan: &Plan) -> Self {
+        let root = tempfile::tempdir().unwrap();
+        let student = root.path().join("student");
+        write_student(&student, plan);
+        let options = options(&student, &root.path().join("out/bundle"));
+        Self { root, options }
+    }
+
+    /// A file of the student.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.options.student.join(name)
+    }
+
+    /// The refusal, in words; nothing of a bundle may be left, hidden or not.
+    pub fn refusal(&self) -> String {
+        let message = export(&self.options).unwrap_err().to_string();
+        let left = fs::read_dir(self.root.path().join("out")).map_or(0, |entries| entries.count());
+        assert_eq!(left, 0, "something was left behind: {message}");
+        message
+    }
+}
+
+/// Whether ONNX Runtime is there; says so where a test is skipped.
+pub fn onnxruntime() -> bool {
+    match session::load(None) {
+        Ok(_) => true,
+        Err(error) => {
+            eprintln!("skipped: {error}");
+            false
+        }
+    }
+}
+
+/// A small seeded generator (splitmix64): the same weights on every machine.
+struct Random(u64);
+
+impl Random {
+    fn uniform(&mut self) -> f64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 53) as f64
+    }
+
+    /// Near enough to a standard normal: the sum of twelve uniform numbers.
+    fn normal(&mut self) -> f32 {
+        ((0..12).map(|_| self.uniform()).sum::<f64>() - 6.0) as f32
+    }
+}
