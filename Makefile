@@ -1,0 +1,44 @@
+# Short names for what is done often; each is one or two plain commands, and all of them work without make.
+# cargo finds libtorch in .deps/ by itself (.cargo/config.toml), so after `make setup` plain cargo commands do too.
+
+PYTHON ?= python3
+CARGO ?= cargo
+
+.DEFAULT_GOAL := help
+.PHONY: help setup setup-cuda setup-python-tests build test demo fmt lint clean-demo
+
+help: ## list these targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "  make %-20s %s\n", $$1, $$2 }'
+
+setup: ## fetch libtorch (CPU), ONNX Runtime and a small LLM into .deps/ (660 MB, a minute or less)
+	@$(PYTHON) scripts/setup.py
+
+setup-cuda: ## the same with CUDA, for GPU servers (2.7 GB)
+	@$(PYTHON) scripts/setup.py --cuda
+
+setup-python-tests: ## fetch the ONNX checker into .deps/python for the tests that use it
+	@$(PYTHON) scripts/setup.py --python-tests
+
+# Two commands, because one would unite features: models, export and runtime build and pass without libtorch.
+build: setup ## build everything
+	$(CARGO) build --release
+	$(CARGO) build --release -p train
+
+# Everything that must pass before a change lands.
+test: setup setup-python-tests lint ## run all checks and tests
+	scripts/check-packages.sh
+	$(CARGO) test --release
+	$(CARGO) test --release -p train -p tests --features tests/torch
+
+demo: setup ## train, export, index and query on the data in data/, with the SmolLM2-135M that setup brought
+	scripts/demo.sh
+
+fmt: ## format
+	$(CARGO) fmt --all
+
+lint: setup ## format and lints, warnings are errors
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --release --workspace --all-targets --features tests/torch -- -D warnings
+
+clean-demo: ## remove what the demo wrote
+	rm -rf .demo
