@@ -185,7 +185,7 @@ pub fn run(args: &Args, device: &DeviceArgs) -> Result<()> {
         "split": args.split, "dev_split": args.dev_split, "documents": args.documents,
         "latents": student.latents, "form": student.form, "residual": student.residual,
         "inner_dimensions": args.inner_dimensions, "dropout": args.dropout,
-        "distill": config, "fit": fit_config, "weight_decay": args.weight_decay, "dtype": device.dtype.name(),
+        "distill": config, "fit": fit_config, "weight_decay": args.weight_decay, "dtype": device.compute().name(),
     });
     let contents: Vec<String> = data.documents.iter().map(Document::contents).collect();
     let training_set = TrainingSet::new(&data, &train, args.documents);
@@ -324,7 +324,7 @@ fn prepare<'a>(
 ) -> Result<Parts<'a>> {
     let cache_dir = args.cache.clone().unwrap_or_else(|| cache_beside(&args.out));
     // bf16 and f32 give other numbers: they do not share a cache.
-    let digest = models::files::sha256_parts([teacher_digest.as_bytes(), device.dtype.name().as_bytes()]);
+    let digest = models::files::sha256_parts([teacher_digest.as_bytes(), device.compute().name().as_bytes()]);
     let encoder = EncoderConfig { layers: student.latents.layers.clone(), residual: student.residual };
     let mut maker = FeatureMaker::new(teacher, encoder, Some((&cache_dir, &digest)))?;
     let documents: Vec<&str> = contents.iter().map(String::as_str).collect();

@@ -5,17 +5,18 @@ use crate::bm25::Bm25;
 use crate::device::DeviceArgs;
 use crate::evaluation::{Row, Run, measure, table};
 use crate::features::{FeatureMaker, Side, bar};
-use crate::sampling::rng;
+use crate::sampling::{draw, rng};
 use crate::scoring::{Texts, rows_of, score_pairs};
 use anyhow::{Context, Result, bail};
 use clap::Args as ClapArgs;
 use models::beir::{BeirData, Document, Qrels};
 use models::files::write_json;
+use models::metrics::Judgements;
 use models::student::StudentConfig;
 use models::torch::{EncoderConfig, Reranker};
 use rand::seq::SliceRandom;
 use serde_json::json;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -46,6 +47,10 @@ pub struct Args {
     /// Measure on so many queries of each split, drawn by --seed; 0 = all
     #[arg(long, default_value_t = 0)]
     sample: usize,
+    /// Every system ranks only so many documents of each query: the relevant ones, and others drawn by --seed; 0 = the
+    /// whole corpus
+    #[arg(long, default_value_t = 0, conflicts_with = "candidates")]
+    pool: usize,
     /// The rerankers score only the student's first so many documents (without a student: BM25's); 0 = all
     #[arg(long, default_value_t = 0)]
     candidates: usize,
@@ -55,7 +60,7 @@ pub struct Args {
     /// Write TREC run files, one per split and system
     #[arg(long, value_name = "DIR")]
     runs: Option<PathBuf>,
-    /// Seed of the sample
+    /// Seed of the sample and of the pool
     #[arg(long, default_value_t = 0)]
     seed: u64,
 }
@@ -65,6 +70,8 @@ struct Split<'a> {
     data: &'a BeirData,
     contents: &'a [String],
     qrels: Qrels,
+    /// Documents that each query's systems rank, by query id; all where it is empty.
+    pools: BTreeMap<String, Vec<usize>>,
 }
 
 impl Split<'_> {
@@ -76,12 +83,16 @@ impl Split<'_> {
         &self.data.queries[place].text
     }
 
+    /// Places of the documents that are ranked for a query.
+    fn documents(&self, query: &str) -> Vec<usize> {
+        self.pools.get(query).cloned().unwrap_or_else(|| (0..self.data.documents.len()).collect())
+    }
+
     fn all_pairs(&self) -> Vec<(usize, usize)> {
-        let documents = 0..self.data.documents.len();
-        self.queries()
-            .iter()
-            .flat_map(|(_, query)| documents.clone().map(move |document| (*query, document)))
-            .collect()
+        let pairs = |(id, query): (&str, usize)| {
+            self.documents(id).into_iter().map(move |document| (query, document))
+        };
+        self.queries().into_iter().flat_map(pairs).collect()
     }
 }
 
@@ -98,7 +109,8 @@ pub fn run(args: &Args, device: &DeviceArgs) -> Result<()> {
     let mut results = serde_json::Map::new();
     let splits = args.split.iter().map(|name| {
         let qrels = sampled(data.qrels(name)?, args);
-        Ok((name, Split { data: &data, contents: &contents, qrels }))
+        let pools = pools(&data, &qrels, args);
+        Ok((name, Split { data: &data, contents: &contents, qrels, pools }))
     });
     let splits = splits.collect::<Result<Vec<_>>>()?;
     let mut runs: Vec<Vec<(String, Run, f64)>> = splits.iter().map(|_| Vec::new()).collect();
@@ -141,7 +153,8 @@ pub fn run(args: &Args, device: &DeviceArgs) -> Result<()> {
                 seconds: *seconds,
             })
             .collect();
-        println!("{}", table(name, &rows));
+        let ranked = if args.pool > 0 { args.pool.min(data.documents.len()) } else { data.documents.len() };
+        println!("{}", table(&format!("{name}, {ranked} documents"), &rows));
         if let Some(dir) = &args.runs {
             write_runs(dir, name, runs)?;
         }
@@ -159,7 +172,10 @@ pub fn run(args: &Args, device: &DeviceArgs) -> Result<()> {
     if let Some(file) = &args.json {
         write_json(
             file,
-            &json!({ "data": args.data, "documents": data.documents.len(), "splits": results }),
+            &json!({
+                "data": args.data, "documents": data.documents.len(), "pool": args.pool, "sample": args.sample,
+                "seed": args.seed, "splits": results,
+            }),
         )?;
     }
     Ok(())
@@ -177,6 +193,23 @@ fn sampled(mut qrels: Qrels, args: &Args) -> Qrels {
     qrels
 }
 
+/// The relevant documents of each query and others drawn at random; empty where the whole corpus is ranked.
+fn pools(data: &BeirData, qrels: &Qrels, args: &Args) -> BTreeMap<String, Vec<usize>> {
+    if args.pool == 0 || args.pool >= data.documents.len() {
+        return BTreeMap::new();
+    }
+    let all: Vec<usize> = (0..data.documents.len()).collect();
+    let pool = |(query, judgements): (&String, &Judgements)| {
+        let relevant = judgements.iter().filter(|(_, gain)| **gain > 0);
+        let mut chosen: BTreeSet<usize> = relevant.map(|(id, _)| data.document_index[id]).collect();
+        let missing = args.pool.saturating_sub(chosen.len());
+        let mut rng = rng(args.seed, "pool", data.query_index[query] as u64);
+        chosen.extend(draw(&all, missing, &chosen, &mut rng));
+        (query.clone(), chosen.into_iter().collect())
+    };
+    qrels.iter().map(pool).collect()
+}
+
 fn timed(name: &str, run: impl FnOnce() -> Result<Run>) -> Result<(String, Run, f64)> {
     let start = Instant::now();
     let run = run().with_context(|| format!("cannot measure {name}"))?;
@@ -187,8 +220,9 @@ fn bm25_run(split: &Split) -> Run {
     let bm25 = Bm25::new(split.contents.iter().map(String::as_str));
     let mut run = Run::default();
     for (id, place) in split.queries() {
-        for (document, score) in split.data.documents.iter().zip(bm25.scores(split.text(place))) {
-            run.add(id, &document.id, score);
+        let scores: Vec<f32> = bm25.scores(split.text(place));
+        for document in split.documents(id) {
+            run.add(id, &split.data.documents[document].id, scores[document]);
         }
     }
     run
@@ -215,9 +249,9 @@ fn student_run(dir: &Path, config: &StudentConfig, llm: &Reranker, split: &Split
             answer.as_ref(),
             false,
         );
-        let scores = rows_of(&predictor.score(&side, &inner))?;
-        for (document, score) in split.data.documents.iter().zip(scores.iter().flatten()) {
-            run.add(id, &document.id, *score);
+        let scores = rows_of(&predictor.score(&side, &inner))?.swap_remove(0);
+        for document in split.documents(id) {
+            run.add(id, &split.data.documents[document].id, scores[document]);
         }
     }
     Ok(run)

@@ -141,7 +141,7 @@ pub fn run(args: &Args, device: &DeviceArgs) -> Result<()> {
         "data_digest": data.digest(&splits),
         "split": args.split, "dev_split": args.dev_split, "documents": args.documents,
         "sft": config, "fit": fit_config, "weight_decay": args.weight_decay,
-        "lora": lora, "dtype": device.dtype.name(),
+        "lora": lora, "dtype": device.compute().name(),
     });
     let training_set = TrainingSet::new(&data, &train, args.documents);
     eprintln!(
