@@ -104,25 +104,22 @@ fn binary(name: &str) -> PathBuf {
         directory
     });
     let file = directory.join(name);
-    assert!(
-        file.exists(),
-        "{}: not there; build it with `cargo build --release --workspace`",
-        file.display()
-    );
+    assert!(file.exists(), "{}: not there; build it with `make build`", file.display());
     file
 }
 
-/// The same packages as `cargo build` at the root, or as `make build` where libtorch is there.
+/// As `make build` does: what needs no libtorch apart from what does, because one command would unite their features.
 fn build(directory: &Path, with_torch: bool) {
-    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command.current_dir(repository()).arg("build").arg("--target-dir").arg(directory.parent().unwrap());
-    if directory.ends_with("release") {
-        command.arg("--release");
+    let packages: &[&[&str]] = if with_torch { &[&[], &["-p", "train"]] } else { &[&[]] };
+    for packages in packages {
+        let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        command.current_dir(repository()).arg("build").args(*packages);
+        command.arg("--target-dir").arg(directory.parent().unwrap());
+        if directory.ends_with("release") {
+            command.arg("--release");
+        }
+        assert!(command.status().unwrap().success(), "{command:?}");
     }
-    if with_torch {
-        command.arg("--workspace");
-    }
-    assert!(command.status().unwrap().success(), "{command:?}");
 }
 
 fn modified(file: &Path) -> Option<SystemTime> {
