@@ -4,6 +4,8 @@
 PYTHON ?= python3
 CARGO ?= cargo
 
+export PYTHON
+
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-cuda setup-python-tests build test demo fmt lint clean-demo
 

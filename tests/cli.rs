@@ -9,12 +9,13 @@ use serde_json::{Value, json};
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 use tempfile::TempDir;
 use tests::data::{documents, write_documents};
 use tests::model::{copy_dir, edit_json, write_student};
 use tests::program::{Finished, finish, listing, program, run};
+use tests::repository;
 
 /// A bundle that is made once and copied for every test.
 struct Shared {
@@ -324,6 +325,27 @@ fn export_refuses_what_it_cannot_stand_for() {
 fn shorten(file: &Path) {
     let bytes = fs::read(file).unwrap();
     fs::write(file, &bytes[..bytes.len() * 2 / 3]).unwrap();
+}
+
+/// ONNX Runtime reads more than the standard allows; other engines and tools do not.
+#[test]
+fn graphs_keep_the_rules_of_the_onnx_checker() {
+    let packages = repository().join(".deps/python");
+    if !packages.exists() {
+        eprintln!("skipped: no ONNX checker in .deps/python, run `make setup-python-tests`");
+        return;
+    }
+    let shared = Shared::get();
+    let dir = tempfile::tempdir().unwrap();
+    let int8 = dir.path().join("int8");
+    export(&shared.path("student"), &int8, &["--precision", "int8", "--allow-degraded"]).done();
+    for bundle in [&shared.path("bundle"), &int8] {
+        let mut command = Command::new(std::env::var_os("PYTHON").unwrap_or_else(|| "python3".into()));
+        command.env("PYTHONPATH", &packages).arg(repository().join("tests/check_onnx.py"));
+        command.args([bundle.join("encoder.onnx"), bundle.join("predictor.onnx")]);
+        let checked = finish(&mut command).done();
+        assert_eq!(checked.stdout.lines().count(), 2, "{}", checked.stdout);
+    }
 }
 
 /// `doctor` is what support asks for first: a line for each thing, and an exit code for scripts.

@@ -375,7 +375,7 @@ fn wrong_turns_are_refused_in_one_sentence() {
     teach(&absent, &data, &out, &[]).refused(&["absent"]);
     teach(&llm, &data, &out, &["--device", "warp:1"]).refused(&["warp:1", "cuda"]);
     distil(&teacher, &data, &out, &["--layers", "2,9"]).refused(&["--layers 9", "4 layers"]);
-    distil(&teacher, &data, &out, &["--candidates", "1"]).refused(&["at least 2"]);
+    distil(&teacher, &data, &out, &["--batch-documents", "1"]).refused(&["at least 2"]);
     let words = dir.path().join("words");
     write_model(&words, 1);
     edit_json(&words.join("prompt.json"), |p| p["choices"]["positive"] = json!("Yes and no"));
