@@ -1,5 +1,7 @@
 //! Whole exports of tiny students, run by ONNX Runtime through the runtime library, held to a plain f64 decoder.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
+
 mod support;
 
 use export::onnx::{GraphProto, ModelProto};

@@ -1,5 +1,7 @@
 //! What is not exported, and how that is said: one clear sentence, and nothing half written.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
+
 mod support;
 
 use models::student::{PREDICTOR_FILE, Residual};
