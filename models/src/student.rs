@@ -84,7 +84,10 @@ pub struct LatentConfig {
     pub pooling: Pooling,
 }
 
-/// `probability = sigmoid(scale * score + bias)`, fitted on the dev queries (Platt scaling).
+/// `probability = sigmoid(scale * (score - c(q)) + bias)`, fitted on the dev queries (Platt scaling).
+///
+/// c(q) is what all of a query's scores have in common. Rankings never see it and only teacher targets teach it: with few
+/// of them it is noise that drowns the rest (on home-robot every document of every query got the base rate, 0.7 %).
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Calibration {
@@ -95,7 +98,7 @@ pub struct Calibration {
 }
 
 impl Calibration {
-    /// Calibrated probability that the document answers the query.
+    /// Calibrated probability that the document answers the query; `score` is less c(q).
     pub fn probability(&self, score: f32) -> f32 {
         1.0 / (1.0 + (-(self.scale * score + self.bias)).exp())
     }

@@ -367,14 +367,19 @@ impl<'a> Distillation<'a> {
         Ok(Some(total))
     }
 
-    /// Scores and relevance of all dev pairs, for calibration.
+    /// Scores less c(q), and relevance, of all dev pairs, for calibration.
     pub fn dev_pairs(&self) -> Result<Vec<(f32, bool)>> {
         let mut pairs = Vec::new();
         for split in &self.dev {
-            for (id, scores) in split.ids.iter().zip(rows_of(&self.rank_all(&split.side))?) {
+            let all = Tensor::arange(split.ids.len() as i64, (Kind::Int64, self.teacher.device()));
+            let side = self.query_side(&split.side, &all, false);
+            let constants = tch::no_grad(|| side.constant(self.predictor.choice()));
+            let constants = Vec::<f32>::try_from(constants.to_device(tch::Device::Cpu))?;
+            let scores = rows_of(&self.rank_all(&split.side))?;
+            for ((id, scores), constant) in split.ids.iter().zip(scores).zip(constants) {
                 for (document, score) in self.data.documents.iter().zip(scores) {
                     let relevant = split.qrels[*id].get(&document.id).is_some_and(|gain| *gain > 0);
-                    pairs.push((score, relevant));
+                    pairs.push((score - constant, relevant));
                 }
             }
         }

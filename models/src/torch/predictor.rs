@@ -62,6 +62,11 @@ pub struct QuerySide {
 }
 
 impl QuerySide {
+    /// c(q) = `(W_T - W_F) . (r + b2)`, `[n]`: what every document's score of a query has in common. `choice` `[2, H]`.
+    pub fn constant(&self, choice: &Tensor) -> Tensor {
+        self.residual.matmul(&(choice.select(0, 0) - choice.select(0, 1)))
+    }
+
     /// Some of the queries, by place.
     pub fn select(&self, places: &Tensor) -> Self {
         Self { inner: self.inner.index_select(0, places), residual: self.residual.index_select(0, places) }
