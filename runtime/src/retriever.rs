@@ -237,7 +237,11 @@ impl Retriever {
         let queries: Vec<FoldedQuery> = embeddings.iter().map(|e| self.encoder.fold_query(e)).collect();
         let encoded = Instant::now();
         let (path, ranked) = self.search(&queries, k)?;
-        let results = queries.iter().zip(&ranked).map(|(q, r)| self.hits(q, r)).collect::<Result<Vec<_>, RetrieverError>>()?;
+        let results = queries
+            .iter()
+            .zip(&ranked)
+            .map(|(q, r)| self.hits(q, r))
+            .collect::<Result<Vec<_>, RetrieverError>>()?;
         // Microseconds are as fine as anybody wants to read.
         let share = |time: Duration| (time.as_secs_f64() * 1e6 / texts.len().max(1) as f64).round() / 1e3;
         let timing = Timing {
@@ -373,14 +377,24 @@ impl Retriever {
         }
     }
 
-    fn hits(&self, FoldedQuery { constant, .. }: &FoldedQuery, ranked: &[Scored]) -> Result<Vec<Hit>, RetrieverError> {
+    fn hits(
+        &self,
+        FoldedQuery { constant, .. }: &FoldedQuery,
+        ranked: &[Scored],
+    ) -> Result<Vec<Hit>, RetrieverError> {
         let calibration = self.encoder.bundle().manifest.calibration;
         let store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
         let mut hits = Vec::with_capacity(ranked.len());
         for &Scored { row, score } in ranked {
             // A document that another process has removed is not shown.
             if let Some(Document { id, title, text }) = store.document(self.rows.key(row))? {
-                hits.push(Hit { id, title, text, score, probability: calibration.probability(score - constant) });
+                hits.push(Hit {
+                    id,
+                    title,
+                    text,
+                    score,
+                    probability: calibration.probability(score - constant),
+                });
             }
         }
         Ok(hits)
