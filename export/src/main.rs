@@ -36,7 +36,7 @@ struct Args {
 enum PrecisionArg {
     /// 32-bit floats: the reference
     Fp32,
-    /// 8-bit weights per output channel, activations quantised at run time: a quarter of the size
+    /// 8-bit weights per output channel, activations quantised at run time: a third of the bundle
     Int8,
 }
 
