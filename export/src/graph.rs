@@ -74,6 +74,8 @@ pub enum Data<'a> {
     F32(&'a [f32]),
     /// i8.
     I8(&'a [i8]),
+    /// u8.
+    U8(&'a [u8]),
     /// i64.
     I64(&'a [i64]),
 }
@@ -83,6 +85,7 @@ impl Data<'_> {
         match self {
             Self::F32(_) => DataType::Float,
             Self::I8(_) => DataType::Int8,
+            Self::U8(_) => DataType::Uint8,
             Self::I64(_) => DataType::Int64,
         }
     }
@@ -91,6 +94,7 @@ impl Data<'_> {
         match self {
             Self::F32(x) => size_of_val(x),
             Self::I8(x) => size_of_val(x),
+            Self::U8(x) => size_of_val(x),
             Self::I64(x) => size_of_val(x),
         }
     }
@@ -106,6 +110,7 @@ impl Data<'_> {
             Self::I8(x) => {
                 x.chunks(PIECE).try_for_each(|c| put(c.iter().map(|n| n.to_le_bytes()[0]).collect()))
             }
+            Self::U8(x) => x.chunks(PIECE).try_for_each(|c| put(c.to_vec())),
             Self::I64(x) => {
                 x.chunks(PIECE).try_for_each(|c| put(c.iter().flat_map(|n| n.to_le_bytes()).collect()))
             }

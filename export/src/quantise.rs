@@ -1,16 +1,12 @@
-//! Symmetric 8-bit weights: `w[row, :] ~ scale[row] * q[row, :]`, zero point 0 (what ARM's and AVX-VNNI's kernels need),
-//! `q` in -63..=63. One scale per output channel; the same input always gives the same bytes.
-//!
-//! Why not -127..=127: x86 processors without VNNI add pairs of products of unsigned activations and signed weights in
-//! 16 bits, and 2 * 255 * 127 does not fit: the sum saturates, and the graph means something else there than on the
-//! machine that wrote it. 2 * 255 * 63 = 32,130 fits, so every processor computes the same whole numbers.
+//! Symmetric 8-bit weights: `w[row, :] ~ scale[row] * q[row, :]`, `q` in -127..=127. One scale per row; the same input
+//! always gives the same bytes.
 
 use crate::source::Matrix;
 use std::collections::BTreeMap;
 use std::fmt;
 
-/// Largest magnitude.
-const MOST: f32 = 63.0;
+/// Largest magnitude: -128 is left out, so that the range is symmetric.
+const MOST: f32 = 127.0;
 
 /// A quantised matrix, `[rows, columns]`.
 pub struct Quantised {
@@ -106,11 +102,11 @@ mod tests {
             values: vec![0.5, -0.25, 0.1, 0.0, 1e4, 3.0, -1e4, 40.0, 0.0, 0.0, 0.0, 0.0],
         };
         let q = per_row(&matrix);
-        assert_eq!(q.values[..4], [63, -31, 13, 0]);
-        assert_eq!(q.values[4..], [63, 0, -63, 0, 0, 0, 0, 0]);
+        assert_eq!(q.values[..4], [127, -64, 25, 0]);
+        assert_eq!(q.values[4..], [127, 0, -127, 1, 0, 0, 0, 0]);
         assert_eq!(q.scales[2], 1.0);
         for (w, (q, i)) in matrix.values.iter().zip(q.values.iter().zip(0..)).take(4) {
-            assert!((w - f32::from(*q) * 0.5 / 63.0).abs() <= 0.5 / 126.0 + 1e-6, "{i}");
+            assert!((w - f32::from(*q) * 0.5 / 127.0).abs() <= 0.5 / 254.0 + 1e-6, "{i}");
         }
     }
 }
