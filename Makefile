@@ -30,7 +30,7 @@ build: setup ## build everything
 test: setup setup-python-tests lint ## run all checks and tests
 	scripts/check-packages.sh
 	$(CARGO) test --release
-	$(CARGO) test --release -p train -p tests --features tests/torch
+	$(CARGO) test --release -p models -p train -p tests --features tests/torch
 
 demo: setup ## train, export, index and query on the data in data/, with the SmolLM2-135M that setup brought
 	scripts/demo.sh

@@ -417,3 +417,32 @@ fn eight_bit_embeddings_do_not_depend_on_their_neighbours() {
         }
     }
 }
+
+/// A robot learns skills after training. If the scores of documents that training knew varied more than those of later
+/// ones, known skills would be the first answer to everything.
+#[test]
+fn documents_of_training_and_later_ones_vary_alike() {
+    let dir = TempDir::new().unwrap();
+    write_model(dir.path(), 5);
+    let llm = open_llm(dir.path());
+    let config = student_config(models::student::Form::Gated, Residual::Pooled);
+    tch::manual_seed(5);
+    let random = |n: i64| Tensor::randn([n, config.dimensions() as i64], (Kind::Float, Device::Cpu));
+    let (queries, known, later) = (random(300), random(12), random(12) * 3.0);
+    let mut predictor = Predictor::new(&config, &queries, &known, &llm.choice_weight().unwrap(), 0.0);
+    let deviations = |predictor: &Predictor| {
+        let side = predictor.query_side(&predictor.query.apply(&queries), None, false);
+        let both = Tensor::cat(&[&known, &later], 0);
+        let documents = predictor.document_side(&predictor.document.apply(&both), false);
+        let scores = predictor.score(&side, &documents).detach();
+        Vec::<f32>::try_from(scores.std_dim([0i64].as_slice(), false, false)).unwrap()
+    };
+    let apart = |deviations: &[f32]| {
+        let most = deviations.iter().copied().fold(f32::MIN, f32::max);
+        most / deviations.iter().copied().fold(f32::MAX, f32::min)
+    };
+    let before = apart(&deviations(&predictor));
+    predictor.equalise_documents(&predictor.query.apply(&queries), &predictor.document.apply(&known));
+    let after = apart(&deviations(&predictor));
+    assert!(before > 1.1 && after < 1.02, "largest over smallest deviation {before} before, {after} after");
+}

@@ -17,7 +17,8 @@ const UNIT_EPSILON: f32 = 1e-12;
 ///         document_embedding ─ standardise ─ z ─ document_proj ─┘                             └─ MatMul(W_T - W_F) ─ score
 /// gated   x ─┬─ query_proj ────────── Mul ─ unit ─ Mul ─ output_proj ─ ...
 ///            └─ gate_proj ─ Sigmoid ───┘            │
-///         z ─ document_proj ─ unit ─────────────────┘
+///         z ─ document_proj ─┬──────────────── Div ─┘
+///                            └─ document_norm ─ length
 /// ```
 pub fn predictor(g: &mut Graph, source: &mut Source, student: &StudentConfig) -> Result<(), ExportError> {
     let (batch, root) = (Dim::Symbol("batch"), Scope::root());
@@ -48,8 +49,9 @@ pub fn predictor(g: &mut Graph, source: &mut Source, student: &StudentConfig) ->
             let gate = gemm(g, source, tensors::GATE_WEIGHT, Some(tensors::GATE_BIAS), &x)?;
             let gate = g.op(&root.child("gate"), "Sigmoid", &[&gate])?;
             let gated = g.op(&root.child("gate"), "Mul", &[&from_query, &gate])?;
-            let from_query = unit(g, &root.child("query_unit"), &gated)?;
-            let from_document = unit(g, &root.child("document_unit"), &from_document)?;
+            let from_query = divide_by_length(g, &root.child("query_unit"), &gated, &gated)?;
+            let spread = gemm(g, source, tensors::DOCUMENT_NORM, None, &from_document)?;
+            let from_document = divide_by_length(g, &root.child("document_unit"), &from_document, &spread)?;
             g.op(&root.child("join"), "Mul", &[&from_query, &from_document])?
         }
     };
@@ -102,10 +104,10 @@ fn gemm(
     g.op_with(&scope, "Gemm", &inputs, [AttributeProto::int("transB", 1)])
 }
 
-/// `x / max(|x|, epsilon)`, `[batch, m]`.
-fn unit(g: &mut Graph, scope: &Scope, x: &Value) -> Result<Value, ExportError> {
+/// `x / max(|y|, epsilon)`, `[batch, m]`.
+fn divide_by_length(g: &mut Graph, scope: &Scope, x: &Value, y: &Value) -> Result<Value, ExportError> {
     let last = [AttributeProto::ints("axes", &[-1]), AttributeProto::int("keepdims", 1)];
-    let length = g.op_with(scope, "ReduceL2", &[x], last)?;
+    let length = g.op_with(scope, "ReduceL2", &[y], last)?;
     let epsilon = g.number(UNIT_EPSILON)?;
     let length = g.op(scope, "Max", &[&length, &epsilon])?;
     g.op(scope, "Div", &[x, &length])

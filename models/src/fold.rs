@@ -2,7 +2,7 @@
 //!
 //! With w = W_T - W_F (the head's choice rows), v = W2^T w, and standardisation folded into the linear maps:
 //! * relu: `score = c(q) + v . relu(uq + ud)`, `uq = Wq x + b1`, `ud = Wd z`;
-//! * gated: `score = c(q) + (n(g(x)) * v) . n(Wd z)`, an inner product of unit documents.
+//! * gated: `score = c(q) + (n(g(x)) * v) . ud`, `ud = Wd z / |L Wd z|`, an inner product.
 //!
 //! `c(q) = w . (r + b2)`. This is the predictor itself, not an approximation of it (shared by training, export and
 //! runtime, so that all three mean the same number).
@@ -48,6 +48,8 @@ pub struct Folded {
     gate: Option<(Array2<f32>, Array1<f32>)>,
     /// `[m, D]`, `[m]`.
     document: (Array2<f32>, Array1<f32>),
+    /// L, `[m, m]`; gated form only.
+    document_norm: Option<Array2<f32>>,
     /// v, `[m]`.
     join: Array1<f32>,
     /// Row that maps the residual's source to its part of c(q): `[H]` (last token) or `[D]` (pooled).
@@ -98,6 +100,10 @@ impl Folded {
                 &query_std,
             )),
         };
+        let document_norm = match config.form {
+            Form::Relu => None,
+            Form::Gated => Some(source.matrix(tensors::DOCUMENT_NORM, m, m)?),
+        };
         let choice = source.matrix(tensors::CHOICE_WEIGHT, 2, h)?;
         let w = &choice.row(0) - &choice.row(1);
         let join = source.matrix(tensors::OUTPUT_WEIGHT, h, m)?.t().dot(&w);
@@ -110,7 +116,7 @@ impl Folded {
                 row
             }
         };
-        Ok(Self { form: config.form, query, gate, document, join, residual, offset })
+        Ok(Self { form: config.form, query, gate, document, document_norm, join, residual, offset })
     }
 
     /// Writes `fold.safetensors`.
@@ -131,6 +137,9 @@ impl Folded {
             all.push(matrix("gate.weight", weight));
             all.push(vector("gate.bias", bias));
         }
+        if let Some(norm) = &self.document_norm {
+            all.push(matrix("document.norm", norm));
+        }
         Ok(write_safetensors(file, all, DType::F32, HashMap::new())?)
     }
 
@@ -150,6 +159,9 @@ impl Folded {
             query: affine("query")?,
             gate: matches!(config.form, Form::Gated).then(|| affine("gate")).transpose()?,
             document: affine("document")?,
+            document_norm: matches!(config.form, Form::Gated)
+                .then(|| source.matrix("document.norm", m, m))
+                .transpose()?,
             join: source.vector("join", m)?,
             residual: source.vector("residual", residual)?,
             offset: source.vector("offset", 1)?[0],
@@ -166,11 +178,12 @@ impl Folded {
         self.form
     }
 
-    /// A document's stored vector: `ud` or `n(Wd z)`, `[m]`, from its latent `[D]`.
+    /// A document's stored vector `ud`, `[m]`, from its latent `[D]`.
     pub fn document(&self, latent: &[f32]) -> Vec<f32> {
         let mut u = self.document.0.dot(&ArrayView1::from(latent)) + &self.document.1;
-        if self.form == Form::Gated {
-            unit(&mut u);
+        if let Some(norm) = &self.document_norm {
+            let length = norm.dot(&u);
+            u /= length.dot(&length).sqrt().max(UNIT_EPSILON);
         }
         u.to_vec()
     }

@@ -34,6 +34,8 @@ pub mod tensors {
     pub const GATE_BIAS: &str = "gate_proj.bias";
     /// `[m, D]`, Wd.
     pub const DOCUMENT_WEIGHT: &str = "document_proj.weight";
+    /// `[m, m]`, L of the gated form: a document's length is measured by it (see [`super::Form::Gated`]).
+    pub const DOCUMENT_NORM: &str = "document_norm.weight";
     /// `[H, m]`, W2.
     pub const OUTPUT_WEIGHT: &str = "output_proj.weight";
     /// `[H]`, b2.
@@ -50,7 +52,11 @@ pub mod tensors {
 pub enum Form {
     /// `r + W2 relu(Wq x + Wd z + b1) + b2`.
     Relu,
-    /// `r + W2 (n((Wq x + b1) * sigmoid(Wg x + bg)) * n(Wd z)) + b2`: scores are inner products of stored vectors.
+    /// `r + W2 (n((Wq x + b1) * sigmoid(Wg x + bg)) * Wd z / |L Wd z|) + b2`: scores are inner products of stored
+    /// vectors.
+    ///
+    /// `L^T L` is the covariance of the training queries' side of the score, so `|L Wd z|` is how far a document's score
+    /// varies over them, and every document, seen in training or not, scores with the same deviation.
     Gated,
 }
 

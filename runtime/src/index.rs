@@ -2,7 +2,7 @@
 //!
 //! It names candidates, which are then scored exactly (crate::search); it can always be rebuilt from the database. The
 //! predictor's two forms are searched in two ways:
-//! * gated: documents are unit vectors and the score an inner product, so usearch's own inner-product kernel serves;
+//! * gated: the score is an inner product, so usearch's own inner-product kernel serves;
 //! * relu: no metric of usearch's is the score. The graph is built over `ud` under the squared Euclidean distance (near
 //!   vectors score alike for any query) and searched under the score itself, `-v . relu(uq + ud)`.
 //!
@@ -91,7 +91,7 @@ struct Sidecar {
 /// How a graph is built and searched.
 #[derive(Debug, Clone)]
 pub enum Measure {
-    /// Inner product over unit vectors.
+    /// Inner product of stored vectors.
     Gated,
     /// Built by Euclidean distance, searched by the score itself; v, `[m]`.
     Relu(Arc<[f32]>),

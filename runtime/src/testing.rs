@@ -64,6 +64,13 @@ impl Folding {
                 tensors.push((format!("{side}.bias"), vec![m], random.normals(m)));
             }
         }
+        if form == Form::Gated {
+            // Near the identity: documents are near unit length, as those of a trained student are.
+            let noise = 0.1 * (m as f32).sqrt().recip();
+            let norm = random.normals(m * m).into_iter().enumerate();
+            let norm = norm.map(|(i, x)| noise * x + f32::from(u8::from(i % (m + 1) == 0)));
+            tensors.push(("document.norm".to_owned(), vec![m, m], norm.collect()));
+        }
         tensors.push(("join".to_owned(), vec![m], random.normals(m)));
         tensors.push(("residual".to_owned(), vec![m], random.normals(m)));
         tensors.push(("offset".to_owned(), vec![1], random.normals(1)));

@@ -218,6 +218,9 @@ pub fn write_predictor(file: &Path, config: &StudentConfig, seed: u64) {
         add(names::GATE_BIAS, &[m], 0.3, 0.0);
     }
     add(names::DOCUMENT_WEIGHT, &[m, d], 0.1, 0.0);
+    if config.form == Form::Gated {
+        add(names::DOCUMENT_NORM, &[m, m], 0.3, 0.0);
+    }
     add(names::OUTPUT_WEIGHT, &[h, m], 0.3, 0.0);
     add(names::OUTPUT_BIAS, &[h], 0.3, 0.0);
     if config.residual == Residual::Pooled {

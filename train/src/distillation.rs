@@ -54,6 +54,8 @@ pub struct DistillConfig {
     pub listwise_temperature: f64,
     /// Weight of the supervised contrastive term.
     pub supervised_weight: f64,
+    /// Weight of the squared distance of the gated form's maps from where they started.
+    pub start_weight: f64,
     /// Steps.
     pub steps: usize,
     /// Seed of everything random.
@@ -164,8 +166,8 @@ impl<'a> Distillation<'a> {
         }
     }
 
-    /// Puts the parameters that did best on dev back.
-    pub fn with_best(self) -> Self {
+    /// Puts the parameters that did best on dev back, documents equalised.
+    pub fn with_best(mut self) -> Self {
         if let Some(best) = &self.best {
             tch::no_grad(|| {
                 for ((_, parameter), (_, saved)) in self.predictor.parameters().iter_mut().zip(&best.state) {
@@ -173,7 +175,17 @@ impl<'a> Distillation<'a> {
                 }
             });
         }
+        self.equalise();
         self
+    }
+
+    /// See [`Predictor::equalise_documents`].
+    fn equalise(&mut self) {
+        let device = self.teacher.device();
+        let rows: Vec<i64> = self.train.documents.iter().map(|place| *place as i64).collect();
+        let documents =
+            self.documents.latents.0.index_select(0, &Tensor::from_slice(&rows).to_device(device));
+        self.predictor.equalise_documents(&self.queries.latents, &Standardised(documents));
     }
 
     /// The predictor as it stands.
@@ -240,7 +252,10 @@ impl<'a> Distillation<'a> {
             latents: Standardised(self.queries.latents.0.index_select(0, &rows)),
             answer: self.queries.answer.as_ref().map(|answer| answer.index_select(0, &rows)),
         };
-        let scores = rows_of(&self.rank_all(&side))?;
+        self.equalise();
+        let scores = rows_of(&self.rank_all(&side));
+        self.predictor.forget_equalising();
+        let scores = scores?;
         for (query, scores) in chosen.iter().zip(scores) {
             let mut rng = rng(self.config.seed, "candidates", *query as u64);
             let candidates = self.draw_candidates(*query, &scores, &mut rng);
@@ -444,6 +459,9 @@ impl Task for Distillation<'_> {
         if let Some(terms) = self.teacher_terms(&batch, &side, &mut parts)? {
             loss += terms;
         }
+        if loss.requires_grad() && self.config.start_weight > 0.0 {
+            loss += self.predictor.distance_from_start() * self.config.start_weight;
+        }
         let ids =
             batch.iter().map(|query| self.data.queries[self.train.queries[*query]].id.clone()).collect();
         if !loss.requires_grad() {
@@ -455,7 +473,10 @@ impl Task for Distillation<'_> {
     }
 
     fn evaluate(&mut self) -> Result<Metrics> {
-        let splits = self.dev_metrics()?;
+        self.equalise();
+        let splits = self.dev_metrics();
+        self.predictor.forget_equalising();
+        let splits = splits?;
         let mut mean = Metrics::new();
         for metrics in &splits {
             for (name, value) in metrics {

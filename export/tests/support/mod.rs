@@ -144,6 +144,9 @@ fn predictor_tensors(student: &StudentConfig, random: &mut Random) -> Tensors {
     add(tensors::QUERY_WEIGHT, &[m, d], 0.0, 0.3);
     add(tensors::QUERY_BIAS, &[m], 0.0, 0.3);
     add(tensors::DOCUMENT_WEIGHT, &[m, d], 0.0, 0.3);
+    if student.form == Form::Gated {
+        add(tensors::DOCUMENT_NORM, &[m, m], 0.0, 0.3);
+    }
     add(tensors::OUTPUT_WEIGHT, &[h, m], 0.0, 0.5);
     add(tensors::OUTPUT_BIAS, &[h], 0.0, 0.1);
     add(tensors::CHOICE_WEIGHT, &[2, h], 0.0, 0.5);

@@ -159,7 +159,9 @@ impl Reference {
             Form::Gated => {
                 let gate = self.linear("gate_proj", &x);
                 let gated: Vec<f64> = uq.iter().zip(gate).map(|(u, g)| u / (1.0 + (-g).exp())).collect();
-                unit(&gated).iter().zip(unit(&ud)).map(|(q, d)| q * d).collect()
+                let spread = length(&self.linear("document_norm", &ud));
+                let query = length(&gated);
+                gated.iter().zip(ud).map(|(q, d)| q / query * (d / spread)).collect()
             }
         };
         let mut predicted = self.linear("output_proj", &joined);
@@ -180,7 +182,6 @@ fn add(x: &mut [f64], y: &[f64], scale: f64) {
     x.iter_mut().zip(y).for_each(|(x, y)| *x += scale * y);
 }
 
-fn unit(x: &[f64]) -> Vec<f64> {
-    let length = dot(x, x).sqrt().max(1e-12);
-    x.iter().map(|x| x / length).collect()
+fn length(x: &[f64]) -> f64 {
+    dot(x, x).sqrt().max(1e-12)
 }

@@ -1,6 +1,7 @@
 //! The JEPA predictor (Rabtriever, arXiv 2604.23336): rebuilds the teacher's h(q|d) from the query's and the document's
 //! latents. Formulas in [`crate::student`]; [`crate::fold`] is the same predictor folded.
 
+use super::spectral;
 use crate::student::{Form, Residual, StudentConfig, tensors as names};
 use crate::weights::{Weights, WeightsError};
 use std::path::Path;
@@ -45,12 +46,23 @@ pub struct Predictor {
     query_bias: Tensor,
     gate: Option<(Tensor, Tensor)>,
     document_weight: Tensor,
+    /// L, `[m, m]`, gated form only; not trained, see [`Predictor::equalise_documents`].
+    document_norm: Option<Tensor>,
     output_weight: Tensor,
     output_bias: Tensor,
     residual: Option<Tensor>,
     /// `[2, H]`, frozen rows of the head.
     choice: Tensor,
+    /// Both sides' map at the start, `[m, D]`; gated form in training only.
+    start: Option<Tensor>,
 }
+
+/// Score difference between the most and the least similar documents at the start of the gated form: log-odds of 10
+/// leave the softmax over candidates neither flat nor saturated.
+const START_SCALE: f64 = 10.0;
+/// Share of the mean variance that every direction of the queries' side is granted when documents are equalised: a
+/// document in a direction that no training query uses must not be blown up.
+const LEAST_VARIANCE: f64 = 0.01;
 
 /// The query side of the predictor for a batch of queries.
 #[derive(Debug)]
@@ -74,15 +86,21 @@ impl QuerySide {
 }
 
 impl Predictor {
-    /// Fresh weights: small random maps, so that at the start P is close to its residual.
-    /// `choice` is `[2, H]`. Seed with [`tch::manual_seed`] before.
+    /// Fresh weights for training on these latents, `[n, D]` each; `choice` is `[2, H]`. Seed with
+    /// [`tch::manual_seed`] before.
+    ///
+    /// The gated form starts as the cosine of both sides under one map ([`spectral::projection`]) and is held near it by
+    /// [`Predictor::distance_from_start`]: a document that no training query knows is then judged by likeness, where
+    /// maps from random numbers have nothing to say about it. The relu form starts from small random maps.
     pub fn new(
         config: &StudentConfig,
-        query: Statistics,
-        document: Statistics,
-        choice: Tensor,
+        queries: &Tensor,
+        documents: &Tensor,
+        choice: &Tensor,
         dropout: f64,
     ) -> Self {
+        let (query, document) = (Statistics::of(queries), Statistics::of(documents));
+        let choice = choice.detach().to_kind(Kind::Float);
         let device = choice.device();
         let (m, d, h) =
             (config.inner_dimensions as i64, config.dimensions() as i64, config.hidden_size as i64);
@@ -93,19 +111,73 @@ impl Predictor {
             weight.set_requires_grad(true)
         };
         let zeros = |shape: &[i64]| Tensor::zeros(shape, (Kind::Float, device)).set_requires_grad(true);
+        let trained = |start: &Tensor| start.copy().set_requires_grad(true);
+        let start = matches!(config.form, Form::Gated).then(|| {
+            let both = Tensor::cat(&[&query.apply(queries).0, &document.apply(documents).0], 0);
+            tch::no_grad(|| spectral::projection(&both, m))
+        });
+        let (query_weight, document_weight, output_weight) = match &start {
+            None => (uniform(m, d), uniform(m, d), uniform(h, m)),
+            Some(start) => {
+                // v = W2^T w is then the same for all inner dimensions.
+                let w = choice.get(0) - choice.get(1);
+                let along = &w * START_SCALE / w.square().sum(Kind::Float).clamp_min(1e-12);
+                (trained(start), trained(start), trained(&along.unsqueeze(1).repeat([1, m])))
+            }
+        };
         Self {
             form: config.form,
             dropout,
             query,
             document,
-            query_weight: uniform(m, d),
+            query_weight,
             query_bias: zeros(&[m]),
-            gate: matches!(config.form, Form::Gated).then(|| (uniform(m, d), zeros(&[m]))),
-            document_weight: uniform(m, d),
-            output_weight: uniform(h, m),
+            gate: start.is_some().then(|| (zeros(&[m, d]), zeros(&[m]))),
+            document_weight,
+            document_norm: start.is_some().then(|| Tensor::eye(m, (Kind::Float, device))),
+            output_weight,
             output_bias: zeros(&[h]),
             residual: matches!(config.residual, Residual::Pooled).then(|| zeros(&[h, d])),
-            choice: choice.to_kind(Kind::Float),
+            choice,
+            start,
+        }
+    }
+
+    /// Squared distance of both maps and the gate from where they started; zero in the relu form.
+    pub fn distance_from_start(&self) -> Tensor {
+        let squared = |x: &Tensor| x.square().sum(Kind::Float);
+        match (&self.start, &self.gate) {
+            (Some(start), Some((gate, _))) => {
+                squared(&(&self.query_weight - start))
+                    + squared(&(&self.document_weight - start))
+                    + squared(gate)
+            }
+            _ => Tensor::zeros([], (Kind::Float, self.choice.device())),
+        }
+    }
+
+    /// Sets L of the gated form ([`Form::Gated`]) from training queries and documents; the relu form has none.
+    ///
+    /// Training pulls the queries towards the documents it knows, whose scores then vary more than those of documents
+    /// added later and push them down whatever is asked; measured in each document's own deviation they compare.
+    /// L is scaled so that known documents keep their length on average.
+    pub fn equalise_documents(&mut self, queries: &Standardised, documents: &Standardised) {
+        if self.form == Form::Relu {
+            return;
+        }
+        self.document_norm = Some(tch::no_grad(|| {
+            let vectors = self.query_side(queries, None, false).inner * self.join_vector();
+            let norm = spectral::root_of_covariance(&vectors, LEAST_VARIANCE);
+            let documents = unit(&documents.0.matmul(&self.document_weight.tr()));
+            let lengths = length(&documents.matmul(&norm.tr()));
+            norm / lengths.mean(Kind::Float)
+        }));
+    }
+
+    /// Back to plain unit length, under which the gated form is trained: trained through L, the maps learn to undo it.
+    pub fn forget_equalising(&mut self) {
+        if let Some(norm) = &mut self.document_norm {
+            *norm = Tensor::eye(norm.size()[0], (Kind::Float, norm.device()));
         }
     }
 
@@ -132,6 +204,10 @@ impl Predictor {
                 Form::Gated => Some((tensor(names::GATE_WEIGHT)?, tensor(names::GATE_BIAS)?)),
             },
             document_weight: tensor(names::DOCUMENT_WEIGHT)?,
+            document_norm: match config.form {
+                Form::Relu => None,
+                Form::Gated => Some(tensor(names::DOCUMENT_NORM)?),
+            },
             output_weight: tensor(names::OUTPUT_WEIGHT)?,
             output_bias: tensor(names::OUTPUT_BIAS)?,
             residual: match config.residual {
@@ -139,6 +215,7 @@ impl Predictor {
                 Residual::Pooled => Some(tensor(names::RESIDUAL_WEIGHT)?),
             },
             choice: tensor(names::CHOICE_WEIGHT)?,
+            start: None,
         })
     }
 
@@ -169,7 +246,9 @@ impl Predictor {
             (names::DOCUMENT_STD, &self.document.std),
             (names::CHOICE_WEIGHT, &self.choice),
         ];
-        let constants = constants.into_iter().map(|(name, t)| (name.to_owned(), t.shallow_clone()));
+        let norm = self.document_norm.as_ref().map(|norm| (names::DOCUMENT_NORM, norm));
+        let constants =
+            constants.into_iter().chain(norm).map(|(name, t)| (name.to_owned(), t.shallow_clone()));
         self.parameters().into_iter().chain(constants).collect()
     }
 
@@ -194,10 +273,15 @@ impl Predictor {
     /// Document side `[n, m]`.
     pub fn document_side(&self, z: &Standardised, train: bool) -> Tensor {
         let u = self.drop(&z.0, train).matmul(&self.document_weight.tr());
-        match self.form {
-            Form::Relu => u,
-            Form::Gated => unit(&u),
+        match &self.document_norm {
+            None => u,
+            Some(norm) => &u / length(&u.matmul(&norm.tr())),
         }
+    }
+
+    /// v = W2^T (W_T - W_F), `[m]`.
+    fn join_vector(&self) -> Tensor {
+        self.output_weight.tr().matmul(&(self.choice.get(0) - self.choice.get(1)))
     }
 
     /// P(e, z) for every query with every one of its own documents: documents `[n, c, m]` or `[c, m]` (shared by all
@@ -208,9 +292,8 @@ impl Predictor {
 
     /// `log p(T) - log p(F)` of the same pairs, `[n, c]`, without building P.
     pub fn score(&self, query: &QuerySide, documents: &Tensor) -> Tensor {
-        let w = self.choice.get(0) - self.choice.get(1);
-        let v = self.output_weight.tr().matmul(&w);
-        let constant = query.residual.matmul(&w).unsqueeze(1);
+        let v = self.join_vector();
+        let constant = query.constant(&self.choice).unsqueeze(1);
         match (self.form, documents.dim()) {
             // An inner product: no [n, c, m] is needed.
             (Form::Gated, 2) => (&query.inner * v).matmul(&documents.tr()) + constant,
@@ -238,6 +321,10 @@ impl Predictor {
 
 /// Rows at unit length.
 fn unit(x: &Tensor) -> Tensor {
-    let length = x.square().sum_dim_intlist([-1i64].as_slice(), true, Kind::Float).sqrt();
-    x / length.clamp_min(1e-12)
+    x / length(x)
+}
+
+/// Lengths of rows, `[n, 1]`, never zero.
+fn length(x: &Tensor) -> Tensor {
+    x.square().sum_dim_intlist([-1i64].as_slice(), true, Kind::Float).sqrt().clamp_min(1e-12)
 }

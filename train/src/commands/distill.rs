@@ -18,7 +18,6 @@ use models::beir::{BeirData, Document, Qrels};
 use models::checkpoint::{self, copy_side_files, link_weights};
 use models::files::{StagedDir, write_json};
 use models::student::{self, Calibration, Form, LatentConfig, Pooling, Residual, StudentConfig};
-use models::torch::predictor::Statistics;
 use models::torch::{EncoderConfig, Predictor, Reranker};
 use models::weights::DType;
 use serde_json::json;
@@ -71,11 +70,14 @@ pub struct Args {
     #[arg(long, default_value_t = 1024)]
     batch_documents: usize,
     /// Highest learning rate
-    #[arg(long, default_value_t = 1e-3)]
+    #[arg(long, default_value_t = 3e-4)]
     lr: f64,
     /// Weight decay of matrices
-    #[arg(long, default_value_t = 0.05)]
+    #[arg(long, default_value_t = 0.0)]
     weight_decay: f64,
+    /// Pull of the gated form's maps back to where they started
+    #[arg(long, default_value_t = 0.1)]
+    start_weight: f64,
     /// Dropout of the latents
     #[arg(long, default_value_t = 0.1)]
     dropout: f64,
@@ -304,6 +306,7 @@ fn settings_of(args: &Args) -> DistillConfig {
         listwise_weight: args.listwise_weight,
         listwise_temperature: args.listwise_temperature,
         supervised_weight: args.supervised_weight,
+        start_weight: args.start_weight,
         steps: args.steps,
         seed: args.seed,
     }
@@ -340,11 +343,10 @@ fn prepare<'a>(
     // Statistics of the training texts only: the student knows nothing of the other documents.
     let places: Vec<i64> = train.documents.iter().map(|place| *place as i64).collect();
     let places = tch::Tensor::from_slice(&places).to_device(teacher.device());
-    let document_statistics = Statistics::of(&documents.latent.index_select(0, &places));
+    let training_documents = documents.latent.index_select(0, &places);
     tch::manual_seed(args.seed as i64);
-    let choice = teacher.choice_weight()?.detach();
-    let predictor =
-        Predictor::new(student, Statistics::of(&queries.latent), document_statistics, choice, args.dropout);
+    let choice = teacher.choice_weight()?;
+    let predictor = Predictor::new(student, &queries.latent, &training_documents, &choice, args.dropout);
     let hidden_size = teacher.decoder.config().hidden_size;
     let targets = VectorCache::open(&cache_dir, "targets", &digest, hidden_size + 1)?;
     Ok(Parts { teacher, data, contents, train, queries, documents, dev, predictor, targets })
