@@ -27,7 +27,7 @@ printf '| stage | seconds | peak memory MB | on disk MB |\n| --- | ---: | ---: |
 stage import $DEMO/llm $BIN/train import --from $GGUF --out $DEMO/llm
 # Sized for 15 minutes on 2 cores without bf16 hardware; a teacher worth shipping wants ten times the steps.
 stage teacher $DEMO/teacher $BIN/train teacher --model $DEMO/llm --data $DATA --out $DEMO/teacher \
-    --lora-rank 0 --lr 1e-4 --steps 36 --warmup 3 --batch-queries 6 --batch-documents 5 \
+    --lora-rank 0 --lr 1e-4 --steps 24 --warmup 3 --batch-queries 6 --batch-documents 5 \
     --dev-queries 12 --dev-candidates 10 --save-every 0
 stage distill $DEMO/student $BIN/train distill --teacher $DEMO/teacher --data $DATA --out $DEMO/student \
     --dev-split dev,dev-unseen --target-queries 120 --candidates 6

@@ -9,6 +9,7 @@ use models::manifest::{Batching, Precision};
 use models::prompt::{PromptError, PromptTemplate, Prompter, Truncation, open_tokenizer};
 use models::student::{PREDICTOR_FILE, Residual, StudentConfig};
 use models::torch::predictor::Standardised;
+use models::torch::spectral::Moments;
 use models::torch::{EncoderConfig, OpenOptions, Predictor, Reranker, encode};
 use proptest::prelude::*;
 use runtime::bundle::Bundle;
@@ -429,7 +430,13 @@ fn documents_of_training_and_later_ones_vary_alike() {
     tch::manual_seed(5);
     let random = |n: i64| Tensor::randn([n, config.dimensions() as i64], (Kind::Float, Device::Cpu));
     let (queries, known, later) = (random(300), random(12), random(12) * 3.0);
-    let mut predictor = Predictor::new(&config, &queries, &known, &llm.choice_weight().unwrap(), 0.0);
+    let moments = |rows: &Tensor| {
+        let mut moments = Moments::new(config.dimensions(), Device::Cpu);
+        moments.add(rows);
+        moments
+    };
+    let choice = llm.choice_weight().unwrap();
+    let mut predictor = Predictor::new(&config, &moments(&queries), &moments(&known), &choice, 0.0);
     let deviations = |predictor: &Predictor| {
         let side = predictor.query_side(&predictor.query.apply(&queries), None, false);
         let both = Tensor::cat(&[&known, &later], 0);

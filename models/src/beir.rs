@@ -127,7 +127,7 @@ pub enum DataError {
 }
 
 /// A folder in BEIR layout, read and checked.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct BeirData {
     /// The folder.
     pub dir: PathBuf,

@@ -8,8 +8,13 @@ use anyhow::{Context, Result, bail};
 use sha2::{Digest, Sha256};
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
-use std::io::{BufReader, BufWriter, Read, Seek, SeekFrom, Write};
+use std::io::{BufReader, BufWriter, Read, Write};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Bytes of a key.
+const KEY: u64 = 32;
 
 /// Key of a record.
 pub type Key = [u8; 32];
@@ -29,9 +34,37 @@ pub struct VectorCache {
     file: PathBuf,
     width: usize,
     places: HashMap<Key, u64>,
-    reader: File,
+    reader: Arc<File>,
     writer: BufWriter<File>,
     end: u64,
+}
+
+/// Reads vectors that are on disk by their places, without the index that found them.
+#[derive(Clone)]
+pub struct VectorReader {
+    file: PathBuf,
+    reader: Arc<File>,
+    width: usize,
+}
+
+impl VectorReader {
+    /// Numbers in each vector.
+    pub fn width(&self) -> usize {
+        self.width
+    }
+
+    /// The vectors at these places, one after the other.
+    pub fn read(&self, places: impl ExactSizeIterator<Item = u64>) -> Result<Vec<f32>> {
+        let mut values = Vec::with_capacity(places.len() * self.width);
+        let mut bytes = vec![0u8; self.width * 4];
+        for place in places {
+            self.reader
+                .read_exact_at(&mut bytes, place + KEY)
+                .with_context(|| format!("cannot read {}", self.file.display()))?;
+            values.extend(bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)));
+        }
+        Ok(values)
+    }
 }
 
 impl VectorCache {
@@ -41,7 +74,7 @@ impl VectorCache {
         let file = dir.join(format!("{name}-{}.f32", &digest[..16.min(digest.len())]));
         let context = || format!("cannot open cache {}", file.display());
         let writer = OpenOptions::new().create(true).append(true).open(&file).with_context(context)?;
-        let reader = File::open(&file).with_context(context)?;
+        let reader = Arc::new(File::open(&file).with_context(context)?);
         let mut cache =
             Self { width, places: HashMap::new(), reader, writer: BufWriter::new(writer), end: 0, file };
         cache.scan()?;
@@ -55,7 +88,7 @@ impl VectorCache {
     /// Finds the whole records; what follows the last whole one is cut off.
     fn scan(&mut self) -> Result<()> {
         let size = self.record_size();
-        let mut reader = BufReader::with_capacity(1 << 20, &self.reader);
+        let mut reader = BufReader::with_capacity(1 << 20, self.reader.as_ref());
         let mut record = vec![0u8; size];
         while reader.read_exact(&mut record).is_ok() {
             if checksum(&record[..size - 4]) != record[size - 4..] {
@@ -89,12 +122,19 @@ impl VectorCache {
 
     /// Reads one vector.
     pub fn get(&mut self, key: &Key) -> Result<Option<Vec<f32>>> {
-        let Some(place) = self.places.get(key) else { return Ok(None) };
+        let Some(place) = self.places.get(key).copied() else { return Ok(None) };
         self.writer.flush()?;
-        self.reader.seek(SeekFrom::Start(place + 32))?;
-        let mut bytes = vec![0u8; self.width * 4];
-        self.reader.read_exact(&mut bytes).with_context(|| format!("cannot read {}", self.file.display()))?;
-        Ok(Some(bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect()))
+        Ok(Some(self.reader().read(std::iter::once(place))?))
+    }
+
+    /// Where a vector is, for [`VectorReader::read`] after a [`VectorCache::flush`].
+    pub fn place(&self, key: &Key) -> Option<u64> {
+        self.places.get(key).copied()
+    }
+
+    /// A reader of what has been flushed.
+    pub fn reader(&self) -> VectorReader {
+        VectorReader { file: self.file.clone(), reader: Arc::clone(&self.reader), width: self.width }
     }
 
     /// Appends one vector.

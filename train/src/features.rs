@@ -1,16 +1,18 @@
 //! Latents of the frozen LLM: each text goes through it once, ever (disk cache).
 
-use crate::cache::{Key, VectorCache, key};
+use crate::cache::{Key, VectorCache, VectorReader, key};
 use crate::scoring::rows_of;
-use anyhow::Result;
+use anyhow::{Context, Result};
 use indicatif::{ProgressBar, ProgressStyle};
 use models::prompt::{Encoded, PromptError};
 use models::student::Residual;
 use models::torch::{Decoder, EncoderConfig, Reranker, encode, length_buckets};
 use std::collections::HashMap;
 use std::path::Path;
-use tch::Tensor;
+use tch::{Device, Tensor};
 
+/// Texts that are tokenised and encoded before the next ones are looked at: bounds memory.
+const TEXTS_AT_ONCE: usize = 4096;
 /// Tokens per forward pass, padding included.
 const TOKENS_PER_BATCH: usize = 2048;
 
@@ -20,6 +22,45 @@ pub struct Features {
     pub latent: Tensor,
     /// `[n, H]`, queries with [`Residual::LastToken`] only.
     pub answer: Option<Tensor>,
+}
+
+/// Latents of some texts on disk, read a batch at a time: 8 bytes of memory per text.
+pub struct StoredFeatures {
+    reader: VectorReader,
+    places: Vec<u64>,
+    /// Numbers of a latent, D; what follows is the answer's hidden state.
+    dimensions: i64,
+    device: Device,
+}
+
+impl StoredFeatures {
+    /// Number of texts.
+    pub fn len(&self) -> usize {
+        self.places.len()
+    }
+
+    /// Whether there are no texts.
+    pub fn is_empty(&self) -> bool {
+        self.places.is_empty()
+    }
+
+    /// Latents of the texts at these places.
+    pub fn gather(&self, texts: &[usize]) -> Result<Features> {
+        let flat = self.reader.read(texts.iter().map(|text| self.places[*text]))?;
+        let all = Tensor::from_slice(&flat)
+            .reshape([texts.len() as i64, self.reader.width() as i64])
+            .to_device(self.device);
+        let rest = all.size()[1] - self.dimensions;
+        let answer = (rest > 0).then(|| all.narrow(1, self.dimensions, rest).contiguous());
+        Ok(Features { latent: all.narrow(1, 0, self.dimensions).contiguous(), answer })
+    }
+
+    /// Latents of all texts, so many at a time.
+    pub fn blocks(&self, size: usize) -> impl Iterator<Item = Result<Features>> + '_ {
+        let all: Vec<usize> = (0..self.len()).collect();
+        let blocks: Vec<Vec<usize>> = all.chunks(size.max(1)).map(<[usize]>::to_vec).collect();
+        blocks.into_iter().map(|block| self.gather(&block))
+    }
 }
 
 /// Which side a text stands on: its prompt differs.
@@ -69,7 +110,9 @@ impl<'a> FeatureMaker<'a> {
             }
             rows.insert(*key, cached.unwrap_or_default());
         }
-        self.encode_missing(side, &missing, &mut rows)?;
+        let bar = bar(missing.len(), &format!("{} latents", side_name(side)));
+        self.encode_missing(&missing, &mut rows, &bar)?;
+        bar.finish_and_clear();
         let width = width(&self.config, self.hidden_size);
         let flat: Vec<f32> = keys.iter().flat_map(|key| rows[key].iter().copied()).collect();
         let all = Tensor::from_slice(&flat)
@@ -81,14 +124,42 @@ impl<'a> FeatureMaker<'a> {
         Ok(Features { latent: all.narrow(1, 0, dimensions).contiguous(), answer })
     }
 
+    /// Latents of all `texts`, left in the cache, which must be there.
+    pub fn store(&mut self, side: Side, texts: &[&str]) -> Result<StoredFeatures> {
+        let mut places = Vec::with_capacity(texts.len());
+        let missing = texts.iter().filter(|text| !self.cached(side, text)).count();
+        let bar = bar(missing, &format!("{} latents", side_name(side)));
+        for chunk in texts.chunks(TEXTS_AT_ONCE) {
+            let mut missing: HashMap<Key, Encoded> = HashMap::new();
+            for text in chunk.iter().filter(|text| !self.cached(side, text)) {
+                missing.insert(key(&[side_name(side), text]), self.pass(side, text)?);
+            }
+            let mut missing: Vec<(Key, Encoded)> = missing.into_iter().collect();
+            missing.sort_by(|a, b| a.0.cmp(&b.0));
+            self.encode_missing(&missing, &mut HashMap::new(), &bar)?;
+            let cache = self.cache.as_ref().context("latents are stored without a cache")?;
+            for text in chunk {
+                let place = cache.place(&key(&[side_name(side), text]));
+                places.push(place.context("a latent vanished from the cache")?);
+            }
+        }
+        bar.finish_and_clear();
+        let reader = self.cache.as_ref().context("latents are stored without a cache")?.reader();
+        let dimensions = (self.config.layers.len() * self.hidden_size) as i64;
+        Ok(StoredFeatures { reader, places, dimensions, device: self.llm.device() })
+    }
+
+    fn cached(&self, side: Side, text: &str) -> bool {
+        self.cache.as_ref().is_some_and(|cache| cache.contains(&key(&[side_name(side), text])))
+    }
+
     fn encode_missing(
         &mut self,
-        side: Side,
         missing: &[(Key, Encoded)],
         rows: &mut HashMap<Key, Vec<f32>>,
+        bar: &ProgressBar,
     ) -> Result<()> {
         let lengths: Vec<usize> = missing.iter().map(|(_, pass)| pass.ids.len()).collect();
-        let bar = bar(missing.len(), &format!("{} latents", side_name(side)));
         for bucket in length_buckets(&lengths, TOKENS_PER_BATCH) {
             let passes: Vec<Encoded> = bucket.iter().map(|i| missing[*i].1.clone()).collect();
             let vectors = encode_rows(&self.llm.decoder, &self.config, &passes)?;
@@ -101,7 +172,6 @@ impl<'a> FeatureMaker<'a> {
             }
             bar.inc(bucket.len() as u64);
         }
-        bar.finish_and_clear();
         if let Some(cache) = &mut self.cache {
             cache.flush()?;
         }

@@ -1,7 +1,8 @@
 //! The one training loop: rate, micro-batches, backward, clip, step, log, evaluate, save.
 //!
 //! Everything random is a function of (seed, step), and the state (parameters, moments, step) is one file written
-//! atomically: a run that was killed continues with the same numbers.
+//! atomically: a run that was killed continues with the same numbers. Where dev is judged more than once, the parameters
+//! that did best on it are what the run ends with.
 
 use crate::optim::AdamW;
 use crate::progress::Progress;
@@ -12,6 +13,9 @@ use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use tch::{Device, Kind, Tensor};
+
+/// The dev metric that decides which parameters are best.
+pub const CHOOSE_BY: &str = "MRR@10";
 
 /// Named numbers of a step or an evaluation.
 pub type Metrics = BTreeMap<String, f64>;
@@ -42,12 +46,8 @@ pub trait Task {
     fn save(&self) -> serde_json::Value {
         serde_json::Value::Null
     }
-    /// Tensors that go with it.
-    fn tensors(&self) -> Vec<(String, Tensor)> {
-        Vec::new()
-    }
-    /// Puts back what [`Task::save`] and [`Task::tensors`] gave.
-    fn restore(&mut self, _state: &serde_json::Value, _tensors: &Weights) -> Result<()> {
+    /// Puts back what [`Task::save`] gave.
+    fn restore(&mut self, _state: &serde_json::Value) -> Result<()> {
         Ok(())
     }
 }
@@ -63,6 +63,10 @@ pub struct FitConfig {
     pub max_grad_norm: f64,
     /// Evaluate every so many steps and after the last; 0 = only after the last.
     pub eval_every: usize,
+    /// Stop when so many evaluations in a row bring nothing better; 0 = never.
+    pub patience: usize,
+    /// Judge and keep a running average of the parameters, which moves by 1 - this at each step; 0 = the parameters.
+    pub ema_decay: f64,
     /// Save the state every so many steps; 0 = never.
     pub save_every: usize,
     /// Seed of everything random.
@@ -88,6 +92,8 @@ pub struct History {
     pub steps: Vec<Metrics>,
     /// One entry per evaluation, with its `step`.
     pub evaluations: Vec<Metrics>,
+    /// Step whose parameters were kept, where dev was judged more than once.
+    pub best_step: Option<usize>,
     /// False if `stop_after` ended it.
     pub complete: bool,
 }
@@ -98,11 +104,26 @@ struct Saved {
     settings: serde_json::Value,
     history: History,
     task: serde_json::Value,
+    best: Option<(usize, f64)>,
+}
+
+/// Parameters by name.
+type Snapshot = Vec<(String, Tensor)>;
+
+/// Parameters other than the current ones that a run remembers.
+#[derive(Default)]
+struct Kept {
+    /// Step, metric and parameters that did best on dev.
+    best: Option<(usize, f64, Snapshot)>,
+    /// Running average.
+    average: Option<Snapshot>,
 }
 
 /// Runs the loop to its last step.
 pub fn fit(task: &mut dyn Task, adamw: &mut AdamW, config: &FitConfig, run: &RunState) -> Result<History> {
-    let mut history = History { steps: Vec::new(), evaluations: Vec::new(), complete: false };
+    let mut history =
+        History { steps: Vec::new(), evaluations: Vec::new(), best_step: None, complete: false };
+    let mut kept = Kept { average: (config.ema_decay > 0.0).then(|| adamw.snapshot()), best: None };
     let mut first = 0;
     if run.file.exists() {
         if !run.resume {
@@ -111,7 +132,7 @@ pub fn fit(task: &mut dyn Task, adamw: &mut AdamW, config: &FitConfig, run: &Run
                 run.file.display()
             );
         }
-        (first, history) = restore(task, adamw, run)?;
+        (first, history) = restore(task, adamw, &mut kept, run)?;
         eprintln!("continuing after step {first}");
     }
     let mut progress = Progress::new(config.schedule.steps, first);
@@ -120,26 +141,75 @@ pub fn fit(task: &mut dyn Task, adamw: &mut AdamW, config: &FitConfig, run: &Run
         task.before_step(step)?;
         let metrics = one_step(task, adamw, config, step, &mut progress, run)?;
         history.steps.push(metrics);
+        if let Some(average) = &mut kept.average {
+            adamw.follow(average, config.ema_decay);
+        }
         let done = step + 1;
-        let last = done == config.schedule.steps;
+        let mut last = done == config.schedule.steps;
         if last || (config.eval_every > 0 && done % config.eval_every == 0) {
-            let mut metrics = task.evaluate()?;
+            let mut metrics = evaluate(task, adamw, &mut kept, config, done)?;
             progress.evaluated(done, &metrics);
             metrics.insert("step".into(), done as f64);
             history.evaluations.push(metrics);
+            if !last && kept.best.as_ref().is_some_and(|best| exhausted(config, best.0, done)) {
+                eprintln!("no better {CHOOSE_BY} on dev in {} evaluations: stopping here", config.patience);
+                last = true;
+            }
         }
         let stop = run.stop_after == Some(done) && !last;
         if stop || (config.save_every > 0 && done % config.save_every == 0 && !last) {
-            save(task, adamw, &history, done, run)?;
+            save(task, adamw, &kept, &history, done, run)?;
         }
         if stop {
             progress.finish();
             return Ok(history);
         }
+        if last {
+            break;
+        }
     }
     progress.finish();
+    if let Some((step, _, parameters)) = &kept.best {
+        history.best_step = Some(*step);
+        adamw.load(parameters);
+    } else if let Some(average) = &kept.average {
+        adamw.load(average);
+    }
     history.complete = true;
     Ok(history)
+}
+
+/// Whether the last `patience` evaluations brought nothing.
+fn exhausted(config: &FitConfig, best_step: usize, done: usize) -> bool {
+    config.patience > 0 && done >= best_step + config.patience * config.eval_every
+}
+
+/// Judges the average where there is one, and remembers the best.
+fn evaluate(
+    task: &mut dyn Task,
+    adamw: &mut AdamW,
+    kept: &mut Kept,
+    config: &FitConfig,
+    step: usize,
+) -> Result<Metrics> {
+    let current = kept.average.as_ref().map(|average| {
+        let current = adamw.snapshot();
+        adamw.load(average);
+        current
+    });
+    let metrics = task.evaluate();
+    // With one evaluation there is nothing to choose from, and a copy of a whole LLM is not held for it.
+    if let Ok(metrics) = &metrics
+        && config.eval_every > 0
+        && let Some(value) = metrics.get(CHOOSE_BY)
+        && kept.best.as_ref().is_none_or(|best| *value > best.1)
+    {
+        kept.best = Some((step, *value, adamw.snapshot()));
+    }
+    if let Some(current) = current {
+        adamw.load(&current);
+    }
+    metrics
 }
 
 fn one_step(
@@ -183,14 +253,36 @@ fn one_step(
     Ok(metrics)
 }
 
-fn save(task: &dyn Task, adamw: &AdamW, history: &History, step: usize, run: &RunState) -> Result<()> {
-    let saved = Saved { step, settings: run.settings.clone(), history: history.clone(), task: task.save() };
+fn save(
+    task: &dyn Task,
+    adamw: &AdamW,
+    kept: &Kept,
+    history: &History,
+    step: usize,
+    run: &RunState,
+) -> Result<()> {
+    let best = kept.best.as_ref().map(|(step, value, _)| (*step, *value));
+    let saved =
+        Saved { step, settings: run.settings.clone(), history: history.clone(), task: task.save(), best };
     let metadata = HashMap::from([("train_state".to_owned(), serde_json::to_string(&saved)?)]);
-    let tensors = adamw.state().into_iter().chain(task.tensors()).collect();
+    let named = |what: &'static str, parameters: Option<&Snapshot>| {
+        let named = parameters.into_iter().flatten();
+        named
+            .map(move |(name, tensor)| (format!("{what}.{name}"), tensor.shallow_clone()))
+            .collect::<Vec<_>>()
+    };
+    let mut tensors = adamw.state();
+    tensors.extend(named("best", kept.best.as_ref().map(|best| &best.2)));
+    tensors.extend(named("average", kept.average.as_ref()));
     write_tensors(&run.file, tensors, DType::F32, metadata)
 }
 
-fn restore(task: &mut dyn Task, adamw: &mut AdamW, run: &RunState) -> Result<(usize, History)> {
+fn restore(
+    task: &mut dyn Task,
+    adamw: &mut AdamW,
+    kept: &mut Kept,
+    run: &RunState,
+) -> Result<(usize, History)> {
     let file = &run.file;
     let weights = Weights::open_file(file)?;
     let text = weights
@@ -206,7 +298,20 @@ fn restore(task: &mut dyn Task, adamw: &mut AdamW, run: &RunState) -> Result<(us
         );
     }
     adamw.restore(saved.step as u64, |name| read_tensor(&weights, name, Device::Cpu))?;
-    task.restore(&saved.task, &weights)?;
+    let read = |what: &str| {
+        let parameters = adamw.snapshot().into_iter().map(|(name, parameter)| {
+            let tensor = read_tensor(&weights, &format!("{what}.{name}"), parameter.device())?;
+            Ok((name, tensor))
+        });
+        parameters.collect::<Result<Snapshot>>()
+    };
+    if let Some((step, value)) = saved.best {
+        kept.best = Some((step, value, read("best")?));
+    }
+    if kept.average.is_some() {
+        kept.average = Some(read("average")?);
+    }
+    task.restore(&saved.task)?;
     Ok((saved.step, saved.history))
 }
 

@@ -89,6 +89,29 @@ impl AdamW {
         });
     }
 
+    /// A copy of all parameters, by name.
+    pub fn snapshot(&self) -> Vec<(String, Tensor)> {
+        self.slots.iter().map(|slot| (slot.name.clone(), slot.parameter.detach().copy())).collect()
+    }
+
+    /// Overwrites all parameters with a [`AdamW::snapshot`].
+    pub fn load(&mut self, snapshot: &[(String, Tensor)]) {
+        no_grad(|| {
+            for (slot, (_, saved)) in self.slots.iter_mut().zip(snapshot) {
+                slot.parameter.copy_(saved);
+            }
+        });
+    }
+
+    /// Moves a snapshot towards the parameters: `decay * snapshot + (1 - decay) * parameters`.
+    pub fn follow(&self, snapshot: &mut [(String, Tensor)], decay: f64) {
+        no_grad(|| {
+            for (slot, (_, average)) in self.slots.iter().zip(snapshot) {
+                let _ = average.lerp_(&slot.parameter.to_kind(average.kind()), 1.0 - decay);
+            }
+        });
+    }
+
     /// Parameters and moments by name, for a checkpoint.
     pub fn state(&self) -> Vec<(String, Tensor)> {
         self.slots

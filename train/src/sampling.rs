@@ -43,7 +43,7 @@ pub enum TrainDocuments {
 }
 
 /// Training queries with their relevant documents, as places in the data set.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct TrainingSet {
     /// Places of the queries.
     pub queries: Vec<usize>,

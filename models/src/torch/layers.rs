@@ -82,9 +82,15 @@ impl Linear {
         match &self.lora {
             None => y,
             Some(lora) => {
-                let inner = x.dropout(lora.dropout, train && lora.dropout > 0.0);
+                let inner = match train && lora.dropout > 0.0 {
+                    true => x.dropout(lora.dropout, true),
+                    false => x.shallow_clone(),
+                };
                 let inner = inner.linear(&lora.a.to_kind(kind), None::<&Tensor>);
-                y + inner.linear(&lora.b.to_kind(kind), None::<&Tensor>) * lora.scale
+                // The scale goes into the small matrix and the sum into the product: two passes over y less.
+                let b = (&lora.b * lora.scale).to_kind(kind);
+                let (rank, outputs) = (lora.a.size()[0], lora.b.size()[0]);
+                y.reshape([-1, outputs]).addmm(&inner.reshape([-1, rank]), &b.tr()).reshape(y.size())
             }
         }
     }

@@ -12,7 +12,7 @@ pub mod norm;
 pub mod predictor;
 pub mod reranker;
 pub mod rotary;
-mod spectral;
+pub mod spectral;
 pub mod weights;
 
 pub use batch::{Batch, length_buckets};

@@ -1,7 +1,7 @@
 //! The JEPA predictor (Rabtriever, arXiv 2604.23336): rebuilds the teacher's h(q|d) from the query's and the document's
 //! latents. Formulas in [`crate::student`]; [`crate::fold`] is the same predictor folded.
 
-use super::spectral;
+use super::spectral::{self, Moments};
 use crate::student::{Form, Residual, StudentConfig, tensors as names};
 use crate::weights::{Weights, WeightsError};
 use std::path::Path;
@@ -19,12 +19,9 @@ pub struct Statistics {
 }
 
 impl Statistics {
-    /// Over the rows of `[n, D]`. A dimension that never varies is divided by 1.
-    pub fn of(latents: &Tensor) -> Self {
-        let mean = latents.mean_dim([0i64].as_slice(), false, Kind::Float);
-        let std = latents.std_dim([0i64].as_slice(), false, false);
-        let std = std.where_self(&std.gt(1e-6), &std.ones_like());
-        Self { mean, std }
+    /// A dimension that never varies is divided by 1.
+    pub fn of(moments: &Moments) -> Self {
+        Self { mean: moments.mean().to_kind(Kind::Float), std: moments.deviation().to_kind(Kind::Float) }
     }
 
     /// `(x - mean) / std` for `[n, D]`.
@@ -86,16 +83,16 @@ impl QuerySide {
 }
 
 impl Predictor {
-    /// Fresh weights for training on these latents, `[n, D]` each; `choice` is `[2, H]`. Seed with
-    /// [`tch::manual_seed`] before.
+    /// Fresh weights for training on latents with these moments; `choice` is `[2, H]`. Seed with [`tch::manual_seed`]
+    /// before.
     ///
     /// The gated form starts as the cosine of both sides under one map ([`spectral::projection`]) and is held near it by
     /// [`Predictor::distance_from_start`]: a document that no training query knows is then judged by likeness, where
     /// maps from random numbers have nothing to say about it. The relu form starts from small random maps.
     pub fn new(
         config: &StudentConfig,
-        queries: &Tensor,
-        documents: &Tensor,
+        queries: &Moments,
+        documents: &Moments,
         choice: &Tensor,
         dropout: f64,
     ) -> Self {
@@ -113,8 +110,7 @@ impl Predictor {
         let zeros = |shape: &[i64]| Tensor::zeros(shape, (Kind::Float, device)).set_requires_grad(true);
         let trained = |start: &Tensor| start.copy().set_requires_grad(true);
         let start = matches!(config.form, Form::Gated).then(|| {
-            let both = Tensor::cat(&[&query.apply(queries).0, &document.apply(documents).0], 0);
-            tch::no_grad(|| spectral::projection(&both, m))
+            tch::no_grad(|| spectral::projection(&Moments::joint_correlation(&[queries, documents]), m))
         });
         let (query_weight, document_weight, output_weight) = match &start {
             None => (uniform(m, d), uniform(m, d), uniform(h, m)),
@@ -161,6 +157,8 @@ impl Predictor {
     /// Training pulls the queries towards the documents it knows, whose scores then vary more than those of documents
     /// added later and push them down whatever is asked; measured in each document's own deviation they compare.
     /// L is scaled so that known documents keep their length on average.
+    ///
+    /// A sample of some thousands of each is enough.
     pub fn equalise_documents(&mut self, queries: &Standardised, documents: &Standardised) {
         if self.form == Form::Relu {
             return;

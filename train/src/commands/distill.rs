@@ -1,31 +1,33 @@
 //! `train distill`: a student from a teacher.
 
-use super::teacher::{remove_state, state_file};
+use super::run_args::{Pace, RunArgs, schedule};
 use crate::cache::VectorCache;
 use crate::calibration;
+use crate::data_sets::{DataSet, DataSets};
 use crate::device::DeviceArgs;
-use crate::distillation::{DistillConfig, Distillation, Parts};
-use crate::features::{FeatureMaker, Features, Side};
-use crate::fit::{FitConfig, History, RunState, fit, write_tensors};
+use crate::distillation::{DistillConfig, Distillation, StudentSet, Targets};
+use crate::features::{FeatureMaker, Side, StoredFeatures};
+use crate::fit::{fit, write_tensors};
 use crate::golden;
-use crate::losses::{JepaDistance, KlOver};
+use crate::losses::{Divergence, JepaDistance, KlOver};
 use crate::optim::AdamW;
-use crate::sampling::{TrainDocuments, TrainingSet};
-use crate::schedule::{Decay, Schedule};
+use crate::schedule::Decay;
 use anyhow::{Context, Result, bail};
 use clap::Args as ClapArgs;
-use models::beir::{BeirData, Document, Qrels};
 use models::checkpoint::{self, copy_side_files, link_weights};
 use models::files::{StagedDir, write_json};
 use models::student::{self, Calibration, Form, LatentConfig, Pooling, Residual, StudentConfig};
+use models::torch::spectral::Moments;
 use models::torch::{EncoderConfig, Predictor, Reranker};
 use models::weights::DType;
 use serde_json::json;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-/// Dev queries, and documents, whose numbers travel with the student.
+/// Queries and documents whose numbers travel with the student, for `export` to compare with.
 const GOLDEN: usize = 8;
+/// Texts that the latents' statistics are taken from.
+const STATISTICS_ON: usize = 16_384;
 
 /// Distil a teacher into a student that encodes queries and documents apart
 #[derive(Debug, ClapArgs)]
@@ -33,21 +35,8 @@ pub struct Args {
     /// Teacher directory, as written by `train teacher` (or `train import`)
     #[arg(long, value_name = "DIR")]
     teacher: PathBuf,
-    /// Data set in BEIR layout
-    #[arg(long, value_name = "DIR")]
-    data: PathBuf,
-    /// Student directory to create
-    #[arg(long, value_name = "DIR")]
-    out: PathBuf,
-    /// Split to train on
-    #[arg(long, default_value = "train")]
-    split: String,
-    /// Splits to choose on; the checkpoint with the best mean MRR@10 is kept
-    #[arg(long, value_delimiter = ',', default_value = "dev")]
-    dev_split: Vec<String>,
-    /// Documents that take part: judged in the training split, or the whole corpus
-    #[arg(long, value_enum, default_value = "judged")]
-    documents: TrainDocuments,
+    #[command(flatten)]
+    run: RunArgs,
     /// Layers whose mean over the text's tokens is the latent; default: evenly spaced at 1/5 to 4/5 of the depth
     #[arg(long, value_delimiter = ',')]
     layers: Vec<usize>,
@@ -72,16 +61,25 @@ pub struct Args {
     /// Highest learning rate
     #[arg(long, default_value_t = 3e-4)]
     lr: f64,
+    /// Steps of warm-up
+    #[arg(long, default_value_t = 10)]
+    warmup: usize,
+    /// How the rate falls after the warm-up
+    #[arg(long, value_enum, default_value = "cosine")]
+    decay: Decay,
     /// Weight decay of matrices
     #[arg(long, default_value_t = 0.0)]
     weight_decay: f64,
     /// Pull of the gated form's maps back to where they started
     #[arg(long, default_value_t = 0.1)]
     start_weight: f64,
+    /// Keep plain unit length in the gated form: documents known from training then come first more often
+    #[arg(long)]
+    no_equalise: bool,
     /// Dropout of the latents
     #[arg(long, default_value_t = 0.1)]
     dropout: f64,
-    /// Queries that get teacher targets; 0 = none
+    /// Queries that get teacher targets, of all data sets together; 0 = none
     #[arg(long, default_value_t = 300)]
     target_queries: usize,
     /// Candidates per target query
@@ -90,7 +88,7 @@ pub struct Args {
     /// Rounds in which candidates are drawn from the student's current ranking
     #[arg(long, default_value_t = 3)]
     rounds: usize,
-    /// Share of candidates drawn uniformly
+    /// Share of candidates drawn uniformly; 1 = off-policy
     #[arg(long, default_value_t = 0.25)]
     uniform: f64,
     /// Temperature of the student's ranking when candidates are drawn
@@ -102,16 +100,19 @@ pub struct Args {
     /// JEPA distance
     #[arg(long, value_enum, default_value = "smooth-l1")]
     jepa_distance: JepaDistance,
-    /// Weight of the reverse KL on LLM logits
+    /// Weight of the divergence of the LLM's logits
     #[arg(long, default_value_t = 1.0)]
-    reverse_kl_weight: f64,
-    /// Logits of the reverse KL
+    kl_weight: f64,
+    /// Logits that are compared
     #[arg(long, value_enum, default_value = "choices")]
-    reverse_kl_over: KlOver,
-    /// Weight of the listwise reverse KL
+    kl_over: KlOver,
+    /// Divergence of logits and of rankings
+    #[arg(long, value_enum, default_value = "reverse-kl")]
+    divergence: Divergence,
+    /// Weight of the listwise divergence
     #[arg(long, default_value_t = 1.0)]
     listwise_weight: f64,
-    /// Temperature of the listwise reverse KL
+    /// Temperature of the listwise divergence
     #[arg(long, default_value_t = 1.0)]
     listwise_temperature: f64,
     /// Weight of the supervised contrastive term
@@ -120,29 +121,20 @@ pub struct Args {
     /// Where latents and teacher targets are kept; default: beside the student
     #[arg(long, value_name = "DIR")]
     cache: Option<PathBuf>,
-    /// Judge on dev every so many steps
+    /// Judge on dev every so many steps (and at the end) and end with the best; 0 = only at the end
     #[arg(long, default_value_t = 50)]
     eval_every: usize,
     /// Save the run's state every so many steps; 0 = never
     #[arg(long, default_value_t = 100)]
     save_every: usize,
-    /// Continue an interrupted run of the same settings
-    #[arg(long)]
-    resume: bool,
-    /// Stop after this step and leave the state for --resume
-    #[arg(long, value_name = "STEP")]
-    stop_after: Option<usize>,
-    /// Seed of everything random
-    #[arg(long, default_value_t = 0)]
-    seed: u64,
 }
 
 /// [`Form`] on the command line.
 #[derive(Debug, Clone, Copy, clap::ValueEnum)]
 enum FormArg {
-    /// r + W2 relu(Wq x + Wd z + b)
+    /// r + W2 relu(Wq x + Wd z + b): best where all documents are known in training
     Relu,
-    /// r + W2 (n(gated query) * n(Wd z)): scores are inner products
+    /// r + W2 (n(gated query) * Wd z / |L Wd z|): scores are inner products; best for documents that come later
     Gated,
 }
 
@@ -158,72 +150,45 @@ enum ResidualArg {
 /// Distils, then writes the student.
 pub fn run(args: &Args, device: &DeviceArgs) -> Result<()> {
     check(args)?;
-    let staged = StagedDir::new(&args.out)?;
-    let data = BeirData::open(&args.data)?;
-    let train = data.qrels(&args.split)?;
-    let dev = args.dev_split.iter().map(|split| Ok(data.qrels(split)?)).collect::<Result<Vec<Qrels>>>()?;
+    let staged = StagedDir::new(&args.run.out)?;
+    let sets = args.run.open_data()?;
     let mut teacher = Reranker::open(&args.teacher, &device.open(None)?)?;
     let mut student = describe(args, &teacher)?;
-    let config = settings_of(args);
-    let fit_config = FitConfig {
-        schedule: Schedule {
-            peak: args.lr,
-            warmup: 10.min(args.steps / 10),
-            steps: args.steps,
-            decay: Decay::Cosine,
-        },
+    let config = distill_config(args);
+    let fit_config = args.run.fit_config(Pace {
+        schedule: schedule(args.lr, args.warmup.min(args.steps / 10), args.steps, args.decay),
         accumulate: 1,
-        max_grad_norm: 1.0,
         eval_every: args.eval_every,
         save_every: args.save_every,
-        seed: args.seed,
-    };
-    let splits: Vec<&Qrels> = std::iter::once(&train).chain(&dev).collect();
+    })?;
     let teacher_digest = checkpoint::digest(&args.teacher)?;
     let settings = json!({
         "command": "distill",
         "teacher_digest": teacher_digest,
-        "data_digest": data.digest(&splits),
-        "split": args.split, "dev_split": args.dev_split, "documents": args.documents,
+        "data": sets.settings(),
+        "split": args.run.split, "dev_split": args.run.dev_split, "documents": args.run.documents,
         "latents": student.latents, "form": student.form, "residual": student.residual,
         "inner_dimensions": args.inner_dimensions, "dropout": args.dropout,
         "distill": config, "fit": fit_config, "weight_decay": args.weight_decay, "dtype": device.compute().name(),
     });
-    let contents: Vec<String> = data.documents.iter().map(Document::contents).collect();
-    let training_set = TrainingSet::new(&data, &train, args.documents);
-    eprintln!(
-        "distilling on {} queries and {} documents of {}",
-        training_set.queries.len(),
-        training_set.documents.len(),
-        args.data.display()
-    );
+    eprintln!("distilling on {}", sets.describe());
     let (predictor, history) = {
-        let parts =
-            prepare(args, device, &data, &contents, training_set, &dev, &teacher, &student, &teacher_digest)?;
-        let mut adamw = AdamW::new(parts.predictor.parameters(), args.weight_decay);
-        let mut task = Distillation::new(parts, config);
-        let state = RunState {
-            file: state_file(&args.out),
-            resume: args.resume,
-            stop_after: args.stop_after,
-            settings: &settings,
-        };
+        let plan = sets.plan(args.steps, args.run.seed);
+        let (latents, predictor, targets) =
+            prepare(args, device, &sets, &teacher, &student, &teacher_digest)?;
+        let mut adamw = AdamW::new(predictor.parameters(), args.weight_decay);
+        let mut task = Distillation::new(&teacher, latents, plan, predictor, targets, config);
+        let state = args.run.state(&settings);
         let history = fit(&mut task, &mut adamw, &fit_config, &state)?;
         if !history.complete {
             eprintln!("stopped; continue with --resume (state in {})", state.file.display());
             return Ok(());
         }
-        finish(task, history, args, &mut student)?
+        (finish(task, &mut student)?, history)
     };
     student.provenance = json!({ "settings": settings, "metrics": student.provenance });
-    let golden_queries: Vec<&str> = dev
-        .iter()
-        .flat_map(|qrels| qrels.keys())
-        .take(GOLDEN)
-        .map(|id| data.queries[data.query_index[id]].text.as_str())
-        .collect();
-    let golden_documents = golden_documents(&data, &dev, &contents);
-    golden::write(staged.path(), &mut teacher, &student, &predictor, &golden_queries, &golden_documents)?;
+    let (queries, documents) = golden_texts(&sets);
+    golden::write(staged.path(), &mut teacher, &student, &predictor, &queries, &documents)?;
     write_tensors(
         &staged.path().join(student::PREDICTOR_FILE),
         predictor.state(),
@@ -238,8 +203,8 @@ pub fn run(args: &Args, device: &DeviceArgs) -> Result<()> {
         &json!({ "settings": settings, "history": history }),
     )?;
     staged.commit()?;
-    remove_state(&state_file(&args.out))?;
-    println!("{}", args.out.display());
+    args.run.remove_state()?;
+    println!("{}", args.run.out.display());
     Ok(())
 }
 
@@ -290,7 +255,7 @@ fn describe(args: &Args, teacher: &Reranker) -> Result<StudentConfig> {
     })
 }
 
-fn settings_of(args: &Args) -> DistillConfig {
+fn distill_config(args: &Args) -> DistillConfig {
     DistillConfig {
         queries: args.batch_queries,
         documents: args.batch_documents,
@@ -301,94 +266,102 @@ fn settings_of(args: &Args) -> DistillConfig {
         rounds: args.rounds,
         jepa_weight: args.jepa_weight,
         jepa_distance: args.jepa_distance,
-        reverse_kl_weight: args.reverse_kl_weight,
-        reverse_kl_over: args.reverse_kl_over,
+        kl_weight: args.kl_weight,
+        kl_over: args.kl_over,
+        divergence: args.divergence,
         listwise_weight: args.listwise_weight,
         listwise_temperature: args.listwise_temperature,
         supervised_weight: args.supervised_weight,
         start_weight: args.start_weight,
+        equalise: !args.no_equalise,
         steps: args.steps,
-        seed: args.seed,
+        seed: args.run.seed,
     }
 }
 
-/// Latents of everything (from the cache where possible) and a fresh predictor.
-#[allow(clippy::too_many_arguments)] // one call, all of different types
+/// Latents of everything (from the cache where possible), a fresh predictor, and the cache of teacher targets.
 fn prepare<'a>(
     args: &Args,
     device: &DeviceArgs,
-    data: &'a BeirData,
-    contents: &'a [String],
-    train: TrainingSet,
-    dev: &'a [Qrels],
-    teacher: &'a Reranker,
+    sets: &'a DataSets,
+    teacher: &Reranker,
     student: &StudentConfig,
     teacher_digest: &str,
-) -> Result<Parts<'a>> {
-    let cache_dir = args.cache.clone().unwrap_or_else(|| cache_beside(&args.out));
+) -> Result<(Vec<StudentSet<'a>>, Predictor, Targets)> {
+    let cache_dir = args.cache.clone().unwrap_or_else(|| args.run.cache_beside());
     // bf16 and f32 give other numbers: they do not share a cache.
     let digest = models::files::sha256_parts([teacher_digest.as_bytes(), device.compute().name().as_bytes()]);
     let encoder = EncoderConfig { layers: student.latents.layers.clone(), residual: student.residual };
     let mut maker = FeatureMaker::new(teacher, encoder, Some((&cache_dir, &digest)))?;
-    let documents: Vec<&str> = contents.iter().map(String::as_str).collect();
-    let documents = maker.make(Side::Document, &documents)?;
-    let texts: Vec<&str> = train.queries.iter().map(|place| data.queries[*place].text.as_str()).collect();
-    let queries = maker.make(Side::Query, &texts)?;
-    let dev = dev.iter().map(|qrels| {
-        let texts: Vec<&str> =
-            qrels.keys().map(|id| data.queries[data.query_index[id]].text.as_str()).collect();
-        Ok((qrels, maker.make(Side::Query, &texts)?))
-    });
-    let dev = dev.collect::<Result<Vec<(&Qrels, Features)>>>()?;
+    let latents = sets.sets.iter().map(|set| latents_of(&mut maker, set)).collect::<Result<Vec<_>>>()?;
     // Statistics of the training texts only: the student knows nothing of the other documents.
-    let places: Vec<i64> = train.documents.iter().map(|place| *place as i64).collect();
-    let places = tch::Tensor::from_slice(&places).to_device(teacher.device());
-    let training_documents = documents.latent.index_select(0, &places);
-    tch::manual_seed(args.seed as i64);
-    let choice = teacher.choice_weight()?;
-    let predictor = Predictor::new(student, &queries.latent, &training_documents, &choice, args.dropout);
+    let most = STATISTICS_ON / latents.len().max(1);
+    let mut queries = Moments::new(student.dimensions(), teacher.device());
+    let mut documents = Moments::new(student.dimensions(), teacher.device());
+    for set in &latents {
+        let all: Vec<usize> = (0..set.queries.len()).collect();
+        take_in(&mut queries, &set.queries, &all, most)?;
+        take_in(&mut documents, &set.documents, &set.set.train.documents, most)?;
+    }
+    tch::manual_seed(args.run.seed as i64);
+    let predictor = Predictor::new(student, &queries, &documents, &teacher.choice_weight()?, args.dropout);
     let hidden_size = teacher.decoder.config().hidden_size;
     let targets = VectorCache::open(&cache_dir, "targets", &digest, hidden_size + 1)?;
-    Ok(Parts { teacher, data, contents, train, queries, documents, dev, predictor, targets })
+    let targets = Targets::new(targets, latents.len());
+    Ok((latents, predictor, targets))
 }
 
-/// Puts the best parameters back, measures and calibrates them.
-fn finish(
-    task: Distillation,
-    history: History,
-    args: &Args,
-    student: &mut StudentConfig,
-) -> Result<(Predictor, History)> {
-    let target_pairs = task.target_pairs();
-    let task = task.with_best();
-    let pairs = task.dev_pairs()?;
-    if let Some(calibration) = calibration::fit(&pairs) {
+fn latents_of<'a>(maker: &mut FeatureMaker, set: &'a DataSet) -> Result<StudentSet<'a>> {
+    let documents = maker.store(Side::Document, &set.document_texts())?;
+    let texts: Vec<&str> = (0..set.train.queries.len()).map(|place| set.training_query(place)).collect();
+    let queries = maker.store(Side::Query, &texts)?;
+    let dev = set.dev.iter().map(|(_, qrels)| {
+        let texts: Vec<&str> = qrels.keys().map(|id| set.query(id)).collect();
+        maker.store(Side::Query, &texts)
+    });
+    let dev = dev.collect::<Result<Vec<_>>>()?;
+    Ok(StudentSet { set, lengths: vec![1; queries.len()], queries, documents, dev })
+}
+
+/// Moments of at most `most` of the texts at these places, evenly spaced.
+fn take_in(moments: &mut Moments, features: &StoredFeatures, places: &[usize], most: usize) -> Result<()> {
+    let step = places.len().div_ceil(most.max(1)).max(1);
+    let some: Vec<usize> = places.iter().copied().step_by(step).collect();
+    for block in some.chunks(2048) {
+        moments.add(&features.gather(block)?.latent);
+    }
+    Ok(())
+}
+
+/// Measures and calibrates the parameters that the run ended with.
+fn finish(task: Distillation, student: &mut StudentConfig) -> Result<Predictor> {
+    let (predictor, dev, judged, target_pairs) = task.finish()?;
+    if let Some(calibration) = calibration::fit(&judged) {
         student.calibration = calibration;
     }
     let mut metrics = serde_json::Map::new();
-    for (split, values) in args.dev_split.iter().zip(task.dev_metrics()?) {
+    for (split, values) in dev {
         let numbers: Vec<String> = values.iter().map(|(name, value)| format!("{name} {value:.3}")).collect();
         eprintln!("kept, {split}: {}", numbers.join(", "));
-        metrics.insert(split.clone(), json!(values));
+        metrics.insert(split, json!(values));
     }
     metrics.insert("target_pairs".into(), json!(target_pairs));
     student.provenance = serde_json::Value::Object(metrics);
-    Ok((task.into_predictor(), history))
+    Ok(predictor)
 }
 
-/// One relevant document for each golden query.
-fn golden_documents<'a>(data: &BeirData, dev: &[Qrels], contents: &'a [String]) -> Vec<&'a str> {
-    let relevant = dev.iter().flat_map(|qrels| qrels.values()).take(GOLDEN).filter_map(|judgements| {
-        let best = judgements.iter().max_by_key(|(id, gain)| (**gain, std::cmp::Reverse((*id).clone())));
-        best.map(|(id, _)| contents[data.document_index[id]].as_str())
+/// Some dev queries and a relevant document of each.
+fn golden_texts(sets: &DataSets) -> (Vec<&str>, Vec<&str>) {
+    let judged = sets.sets.iter().flat_map(|set| {
+        let queries = set.dev.iter().flat_map(|(_, qrels)| qrels);
+        queries.map(move |(query, judgements)| {
+            let best = judgements.iter().max_by_key(|(id, gain)| (**gain, std::cmp::Reverse((*id).clone())));
+            let document = best.map(|(id, _)| set.contents[set.data.document_index[id]].as_str());
+            (set.query(query), document)
+        })
     });
-    relevant.collect()
-}
-
-/// Latents and targets of a student are kept beside it.
-fn cache_beside(out: &Path) -> PathBuf {
-    let name = out.file_name().unwrap_or_default().to_string_lossy();
-    out.with_file_name(format!("{name}.cache"))
+    let (queries, documents): (Vec<&str>, Vec<Option<&str>>) = judged.take(GOLDEN).unzip();
+    (queries, documents.into_iter().flatten().collect())
 }
 
 /// Opens a student's predictor.

@@ -4,4 +4,5 @@ pub mod distill;
 pub mod eval;
 pub mod generate;
 pub mod import;
+mod run_args;
 pub mod teacher;

@@ -1,43 +1,44 @@
-//! `train teacher`: supervised fine-tuning of a reranker on a BEIR folder.
+//! `train teacher`: fine-tuning of a reranker on BEIR folders.
 
+use super::run_args::{Pace, RunArgs, schedule};
+use crate::cache::VectorCache;
 use crate::device::DeviceArgs;
-use crate::fit::{FitConfig, RunState, fit};
+use crate::fit::fit;
+use crate::negatives::{Miner, Negatives, NegativesConfig};
 use crate::optim::AdamW;
-use crate::sampling::{TrainDocuments, TrainingSet};
-use crate::schedule::{Decay, Schedule};
-use crate::sft::{Sft, SftConfig};
-use anyhow::{Context, Result, bail};
+use crate::schedule::Decay;
+use crate::teaching::{Objective, Teaching, TeachingConfig};
+use anyhow::{Result, bail};
 use clap::Args as ClapArgs;
-use models::beir::{BeirData, Qrels};
 use models::checkpoint::{self, WEIGHTS_FILE, copy_side_files};
 use models::files::{StagedDir, write_json};
+use models::torch::layers::PROJECTIONS;
 use models::torch::{LoraConfig, Reranker};
 use models::weights::DType;
 use serde_json::json;
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-/// Teach a language model to judge documents (supervised fine-tuning of the binary choice)
+/// Teach a language model to judge documents (supervised fine-tuning of the binary choice, or DPO)
 #[derive(Debug, ClapArgs)]
 pub struct Args {
-    /// Model directory to start from, as written by `train import`
+    /// Model directory to start from, as written by `train import` or an earlier `train teacher`
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
-    /// Data set in BEIR layout
-    #[arg(long, value_name = "DIR")]
-    data: PathBuf,
-    /// Teacher directory to create
-    #[arg(long, value_name = "DIR")]
-    out: PathBuf,
-    /// Split to train on
-    #[arg(long, default_value = "train")]
-    split: String,
-    /// Splits to judge on while training; their metrics are averaged
-    #[arg(long, value_delimiter = ',', default_value = "dev")]
-    dev_split: Vec<String>,
-    /// Documents that take part: judged in the training split, or the whole corpus
-    #[arg(long, value_enum, default_value = "judged")]
-    documents: TrainDocuments,
+    #[command(flatten)]
+    run: RunArgs,
+    /// What is taught about a pair
+    #[arg(long, value_enum, default_value = "sft")]
+    objective: Objective,
+    /// DPO: how closely the model keeps to the one it started from; smaller goes further
+    #[arg(long, default_value_t = 0.1)]
+    beta: f64,
+    /// DPO: share of judgements taken to be wrong
+    #[arg(long, default_value_t = 0.0)]
+    label_smoothing: f64,
+    /// Weight of the listwise term over one query's candidates; 0 = the choice token alone
+    #[arg(long, default_value_t = 1.0)]
+    listwise_weight: f64,
     /// Optimizer steps
     #[arg(long, default_value_t = 200)]
     steps: usize,
@@ -50,7 +51,23 @@ pub struct Args {
     /// Micro-batches per step
     #[arg(long, default_value_t = 1)]
     accumulate: usize,
-    /// Highest learning rate (with adapters 5e-4 to 2e-3, without 1e-5 to 5e-5)
+    /// Negatives other than the batch's own positives
+    #[arg(long, value_enum, default_value = "random")]
+    negatives: NegativesArg,
+    /// TREC run on the training split to draw hard negatives from, as `train eval --split train --runs` writes it for a
+    /// student or a teacher; may be given for each data set
+    #[arg(long, value_name = "FILE")]
+    negatives_run: Vec<PathBuf>,
+    /// Share of the negatives that is hard
+    #[arg(long, default_value_t = 0.5)]
+    negatives_share: f64,
+    /// First documents of a ranking that are passed over: unjudged, they are likely relevant
+    #[arg(long, default_value_t = 0)]
+    negatives_skip: usize,
+    /// Ranks that hard negatives are drawn from
+    #[arg(long, default_value_t = 30)]
+    negatives_depth: usize,
+    /// Highest learning rate (with adapters 5e-4 to 2e-3, without 1e-5 to 1e-4)
     #[arg(long, default_value_t = 1e-3)]
     lr: f64,
     /// Steps of warm-up
@@ -62,12 +79,6 @@ pub struct Args {
     /// Weight decay of matrices
     #[arg(long, default_value_t = 0.01)]
     weight_decay: f64,
-    /// Longest gradient
-    #[arg(long, default_value_t = 1.0)]
-    max_grad_norm: f64,
-    /// Weight of the listwise term over one query's candidates; 0 = the choice token alone
-    #[arg(long, default_value_t = 1.0)]
-    listwise_weight: f64,
     /// Rank of the adapters (LoRA); 0 = train all weights
     #[arg(long, default_value_t = 16)]
     lora_rank: usize,
@@ -77,10 +88,13 @@ pub struct Args {
     /// Dropout of the adapters' inputs (slow on CPUs)
     #[arg(long, default_value_t = 0.0)]
     lora_dropout: f64,
-    /// Judge on dev every so many steps (and at the end); 0 = only at the end
+    /// Projections that get an adapter
+    #[arg(long, value_delimiter = ',', default_values = PROJECTIONS)]
+    lora_targets: Vec<String>,
+    /// Judge on dev every so many steps (and at the end) and end with the best; 0 = only at the end
     #[arg(long, default_value_t = 0)]
     eval_every: usize,
-    /// Dev queries judged; 0 = all
+    /// Dev queries judged of each split; 0 = all
     #[arg(long, default_value_t = 32)]
     dev_queries: usize,
     /// Documents ranked per dev query (relevant ones and random others); 0 = the whole corpus
@@ -89,78 +103,57 @@ pub struct Args {
     /// Save the run's state every so many steps; 0 = never
     #[arg(long, default_value_t = 50)]
     save_every: usize,
-    /// Continue an interrupted run of the same settings
-    #[arg(long)]
-    resume: bool,
-    /// Stop after this step and leave the state for --resume
-    #[arg(long, value_name = "STEP")]
-    stop_after: Option<usize>,
-    /// Seed of everything random
-    #[arg(long, default_value_t = 0)]
-    seed: u64,
+}
+
+/// [`Miner`] on the command line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum NegativesArg {
+    /// Random documents
+    Random,
+    /// Half of them by BM25 (see --negatives-share)
+    Bm25,
 }
 
 /// Trains, then writes the teacher.
 pub fn run(args: &Args, device: &DeviceArgs) -> Result<()> {
-    if args.steps == 0 || args.batch_queries == 0 || args.batch_documents == 0 || args.accumulate == 0 {
-        bail!("--steps, --batch-queries, --batch-documents and --accumulate must be at least 1");
-    }
-    let staged = StagedDir::new(&args.out)?;
-    let data = BeirData::open(&args.data)?;
-    let train = data.qrels(&args.split)?;
-    let dev = args.dev_split.iter().map(|split| Ok(data.qrels(split)?)).collect::<Result<Vec<Qrels>>>()?;
+    check(args)?;
+    let staged = StagedDir::new(&args.run.out)?;
+    let sets = args.run.open_data()?;
     let lora = (args.lora_rank > 0).then(|| LoraConfig {
         rank: args.lora_rank,
         alpha: args.lora_alpha,
         dropout: args.lora_dropout,
-        ..LoraConfig::default()
+        target_modules: args.lora_targets.clone(),
     });
-    tch::manual_seed(args.seed as i64);
+    tch::manual_seed(args.run.seed as i64);
     let teacher = Reranker::open(&args.model, &device.open(lora.clone())?)?;
-    let config = SftConfig {
-        queries: args.batch_queries,
-        documents: args.batch_documents,
-        listwise_weight: args.listwise_weight,
-        dev_queries: args.dev_queries,
-        dev_candidates: args.dev_candidates,
+    let (config, negatives) = (teaching_config(args), negatives_config(args));
+    let fit_config = args.run.fit_config(Pace {
+        schedule: schedule(args.lr, args.warmup, args.steps, args.decay),
         accumulate: args.accumulate,
-        seed: args.seed,
-    };
-    let fit_config = FitConfig {
-        schedule: Schedule { peak: args.lr, warmup: args.warmup, steps: args.steps, decay: args.decay },
-        accumulate: args.accumulate,
-        max_grad_norm: args.max_grad_norm,
         eval_every: args.eval_every,
         save_every: args.save_every,
-        seed: args.seed,
-    };
-    let splits: Vec<&Qrels> = std::iter::once(&train).chain(&dev).collect();
+    })?;
+    let model_digest = checkpoint::digest(&args.model)?;
     let settings = json!({
         "command": "teacher",
-        "model_digest": checkpoint::digest(&args.model)?,
-        "data_digest": data.digest(&splits),
-        "split": args.split, "dev_split": args.dev_split, "documents": args.documents,
-        "sft": config, "fit": fit_config, "weight_decay": args.weight_decay,
+        "model_digest": model_digest,
+        "data": sets.settings(),
+        "split": args.run.split, "dev_split": args.run.dev_split, "documents": args.run.documents,
+        "teaching": config, "negatives": negatives, "fit": fit_config, "weight_decay": args.weight_decay,
         "lora": lora, "dtype": device.compute().name(),
     });
-    let training_set = TrainingSet::new(&data, &train, args.documents);
-    eprintln!(
-        "teaching on {} queries and {} documents of {}",
-        training_set.queries.len(),
-        training_set.documents.len(),
-        args.data.display()
-    );
+    eprintln!("teaching on {}", sets.describe());
+    let mined = sets.sets.iter().map(|set| Negatives::mine(set, &negatives)).collect::<Result<Vec<_>>>()?;
+    let reference = (args.objective == Objective::Dpo).then(|| {
+        let parts = [model_digest.as_bytes(), device.compute().name().as_bytes()];
+        VectorCache::open(&args.run.cache_beside(), "reference", &models::files::sha256_parts(parts), 1)
+    });
+    let mut task = Teaching::new(&teacher, &sets, mined, reference.transpose()?, config)?;
     let mut adamw = AdamW::new(teacher.parameters(), args.weight_decay);
-    let mut task = Sft::new(&teacher, &data, training_set, dev.iter().collect(), config);
-    let state = RunState {
-        file: state_file(&args.out),
-        resume: args.resume,
-        stop_after: args.stop_after,
-        settings: &settings,
-    };
-    let history = fit(&mut task, &mut adamw, &fit_config, &state)?;
+    let history = fit(&mut task, &mut adamw, &fit_config, &args.run.state(&settings))?;
     if !history.complete {
-        eprintln!("stopped; continue with --resume (state in {})", state.file.display());
+        eprintln!("stopped; continue with --resume");
         return Ok(());
     }
     copy_side_files(&args.model, staged.path())?;
@@ -174,21 +167,53 @@ pub fn run(args: &Args, device: &DeviceArgs) -> Result<()> {
         &json!({ "settings": settings, "history": history }),
     )?;
     staged.commit()?;
-    remove_state(&state.file)?;
-    println!("{}", args.out.display());
+    args.run.remove_state()?;
+    println!("{}", args.run.out.display());
     Ok(())
 }
 
-/// State of an unfinished run, beside its output.
-pub fn state_file(out: &Path) -> PathBuf {
-    let name = out.file_name().unwrap_or_default().to_string_lossy();
-    out.with_file_name(format!("{name}.state.safetensors"))
-}
-
-/// Removes the state of a finished run.
-pub fn remove_state(file: &Path) -> Result<()> {
-    if file.exists() {
-        std::fs::remove_file(file).with_context(|| format!("cannot remove {}", file.display()))?;
+fn check(args: &Args) -> Result<()> {
+    if args.steps == 0 || args.batch_queries == 0 || args.batch_documents == 0 || args.accumulate == 0 {
+        bail!("--steps, --batch-queries, --batch-documents and --accumulate must be at least 1");
+    }
+    if args.beta <= 0.0 || !(0.0..0.5).contains(&args.label_smoothing) {
+        bail!("--beta must be above 0 and --label-smoothing from 0 up to, not including, 0.5");
+    }
+    if !(0.0..=1.0).contains(&args.negatives_share) || args.negatives_depth == 0 {
+        bail!("--negatives-share must be between 0 and 1 and --negatives-depth at least 1");
+    }
+    if args.negatives == NegativesArg::Bm25 && !args.negatives_run.is_empty() {
+        bail!("--negatives bm25 and --negatives-run are two sources of hard negatives: give one of them");
     }
     Ok(())
+}
+
+fn teaching_config(args: &Args) -> TeachingConfig {
+    TeachingConfig {
+        objective: args.objective,
+        beta: args.beta,
+        label_smoothing: args.label_smoothing,
+        queries: args.batch_queries,
+        documents: args.batch_documents,
+        listwise_weight: args.listwise_weight,
+        dev_queries: args.dev_queries,
+        dev_candidates: args.dev_candidates,
+        accumulate: args.accumulate,
+        steps: args.steps,
+        seed: args.run.seed,
+    }
+}
+
+fn negatives_config(args: &Args) -> NegativesConfig {
+    let miner = match (args.negatives, args.negatives_run.is_empty()) {
+        (_, false) => Miner::Runs(args.negatives_run.clone()),
+        (NegativesArg::Bm25, true) => Miner::Bm25,
+        (NegativesArg::Random, true) => Miner::Random,
+    };
+    NegativesConfig {
+        miner,
+        share: args.negatives_share,
+        skip: args.negatives_skip,
+        depth: args.negatives_depth,
+    }
 }

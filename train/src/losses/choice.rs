@@ -19,9 +19,7 @@ pub fn choice_cross_entropy(
         -100,
         0.0,
     );
-    let positive = positive.to_kind(Kind::Float);
-    let share = |mask: &Tensor| (&losses * mask).sum(Kind::Float) / mask.sum(Kind::Float).clamp_min(1.0);
-    Ok((share(&positive) + share(&(1.0 - &positive))) * 0.5)
+    Ok(super::balanced(&losses, &positive.to_kind(Kind::Float)))
 }
 
 #[cfg(test)]

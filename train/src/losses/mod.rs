@@ -2,15 +2,15 @@
 
 mod choice;
 mod contrastive;
+mod divergence;
+mod dpo;
 mod jepa;
-mod listwise;
-mod reverse_kl;
 
 pub use choice::choice_cross_entropy;
 pub use contrastive::{NOT_A_CANDIDATE, contrastive};
+pub use divergence::{Divergence, KlOver, divergence};
+pub use dpo::dpo;
 pub use jepa::{JepaDistance, jepa};
-pub use listwise::listwise_reverse_kl;
-pub use reverse_kl::{KlOver, reverse_kl};
 
 /// Inputs that a loss refuses.
 #[derive(Debug, thiserror::Error)]
@@ -40,6 +40,15 @@ fn same_shape(loss: &'static str, a: &tch::Tensor, b: &tch::Tensor) -> Result<Ve
         return Err(LossError::Shape { loss, a: a.size(), b: b.size() });
     }
     Ok(a.size())
+}
+
+/// Mean over positives and mean over negatives, halved: they weigh the same whatever the number of negatives. `positive`
+/// is 1 or 0, f32.
+fn balanced(losses: &tch::Tensor, positive: &tch::Tensor) -> tch::Tensor {
+    let share = |mask: &tch::Tensor| {
+        (losses * mask).sum(tch::Kind::Float) / mask.sum(tch::Kind::Float).clamp_min(1.0)
+    };
+    (share(positive) + share(&(1.0 - positive))) * 0.5
 }
 
 fn candidates(loss: &'static str, shape: &[i64]) -> Result<(), LossError> {

@@ -1,0 +1,124 @@
+//! Flags that every training command has.
+
+use crate::data_sets::{DataArg, DataSets, Splits};
+use crate::fit::{FitConfig, RunState};
+use crate::sampling::TrainDocuments;
+use crate::schedule::{Decay, Schedule};
+use anyhow::{Context, Result, bail};
+use clap::Args as ClapArgs;
+use std::path::{Path, PathBuf};
+
+/// Data, output, and how a run goes on.
+#[derive(Debug, ClapArgs)]
+pub struct RunArgs {
+    /// Data set in BEIR layout; several are trained on together, each query of DIR=WEIGHT seen WEIGHT times as often
+    #[arg(long, value_name = "DIR[=WEIGHT]", required = true)]
+    pub data: Vec<DataArg>,
+    /// Directory to create
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// Split to train on
+    #[arg(long, default_value = "train")]
+    pub split: String,
+    /// Splits to judge on while training; their metrics are averaged
+    #[arg(long, value_delimiter = ',', default_value = "dev")]
+    pub dev_split: Vec<String>,
+    /// Documents that take part: judged in the training split, or the whole corpus
+    #[arg(long, value_enum, default_value = "judged")]
+    pub documents: TrainDocuments,
+    /// Longest gradient; a longer one is scaled down
+    #[arg(long, default_value_t = 1.0)]
+    pub max_grad_norm: f64,
+    /// Stop when so many evaluations in a row bring no better MRR@10 on dev; 0 = never
+    #[arg(long, default_value_t = 0)]
+    pub patience: usize,
+    /// Keep a running average of the parameters that moves by 1 - this at each step; 0 = the parameters themselves
+    #[arg(long, default_value_t = 0.0)]
+    pub ema_decay: f64,
+    /// Continue an interrupted run of the same settings
+    #[arg(long)]
+    pub resume: bool,
+    /// Stop after this step and leave the state for --resume
+    #[arg(long, value_name = "STEP")]
+    pub stop_after: Option<usize>,
+    /// Seed of everything random
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+}
+
+/// What the commands differ in.
+pub struct Pace {
+    /// Learning rate over the run.
+    pub schedule: Schedule,
+    /// Micro-batches per step.
+    pub accumulate: usize,
+    /// See [`FitConfig::eval_every`].
+    pub eval_every: usize,
+    /// See [`FitConfig::save_every`].
+    pub save_every: usize,
+}
+
+impl RunArgs {
+    /// Opens the data.
+    pub fn open_data(&self) -> Result<DataSets> {
+        let splits = Splits { train: &self.split, dev: &self.dev_split, documents: self.documents };
+        DataSets::open(&self.data, &splits)
+    }
+
+    /// Settings of the loop.
+    pub fn fit_config(&self, pace: Pace) -> Result<FitConfig> {
+        if !(0.0..1.0).contains(&self.ema_decay) {
+            bail!("--ema-decay is {}, expected 0 up to, not including, 1", self.ema_decay);
+        }
+        if self.patience > 0 && pace.eval_every == 0 {
+            bail!("--patience {} needs evaluations to be patient about: give --eval-every", self.patience);
+        }
+        if self.max_grad_norm <= 0.0 {
+            bail!("--max-grad-norm is {}, expected a number above 0", self.max_grad_norm);
+        }
+        Ok(FitConfig {
+            schedule: pace.schedule,
+            accumulate: pace.accumulate,
+            max_grad_norm: self.max_grad_norm,
+            eval_every: pace.eval_every,
+            patience: self.patience,
+            ema_decay: self.ema_decay,
+            save_every: pace.save_every,
+            seed: self.seed,
+        })
+    }
+
+    /// Where the run keeps its state.
+    pub fn state<'a>(&self, settings: &'a serde_json::Value) -> RunState<'a> {
+        RunState { file: state_file(&self.out), resume: self.resume, stop_after: self.stop_after, settings }
+    }
+
+    /// Removes the state of a finished run.
+    pub fn remove_state(&self) -> Result<()> {
+        let file = state_file(&self.out);
+        if file.exists() {
+            std::fs::remove_file(&file).with_context(|| format!("cannot remove {}", file.display()))?;
+        }
+        Ok(())
+    }
+
+    /// Directory beside the output in which numbers that are expensive to make are kept.
+    pub fn cache_beside(&self) -> PathBuf {
+        beside(&self.out, "cache")
+    }
+}
+
+/// State of an unfinished run, beside its output.
+fn state_file(out: &Path) -> PathBuf {
+    beside(out, "state.safetensors")
+}
+
+fn beside(out: &Path, extension: &str) -> PathBuf {
+    let name = out.file_name().unwrap_or_default().to_string_lossy();
+    out.with_file_name(format!("{name}.{extension}"))
+}
+
+/// A schedule as the commands ask for it.
+pub fn schedule(peak: f64, warmup: usize, steps: usize, decay: Decay) -> Schedule {
+    Schedule { peak, warmup, steps, decay }
+}

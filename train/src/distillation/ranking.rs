@@ -1,0 +1,146 @@
+//! One data set as the student sees it: latents on disk, rankings, dev metrics.
+
+use crate::data_sets::DataSet;
+use crate::evaluation::{Run, measure};
+use crate::features::{Features, StoredFeatures};
+use crate::fit::Metrics;
+use crate::scoring::rows_of;
+use anyhow::Result;
+use models::beir::Qrels;
+use models::torch::Predictor;
+use models::torch::predictor::{QuerySide, Standardised};
+use tch::{Device, Tensor};
+
+/// Documents scored at once.
+const DOCUMENTS_AT_ONCE: usize = 2048;
+/// Documents that a dev run keeps of each query: enough for every metric.
+const RUN_DEPTH: usize = 100;
+
+/// Latents of one data set.
+pub struct StudentSet<'a> {
+    /// The data.
+    pub set: &'a DataSet,
+    /// Latents of the training queries, in their order.
+    pub queries: StoredFeatures,
+    /// Latents of the whole corpus.
+    pub documents: StoredFeatures,
+    /// Latents of the judged queries of each dev split, in the split's order.
+    pub dev: Vec<StoredFeatures>,
+    /// Batches need no sorting by length: latents have one size.
+    pub lengths: Vec<usize>,
+}
+
+/// A pair's score less c(q), and whether it is relevant.
+pub type JudgedScore = (f32, bool);
+
+/// Query side of some texts.
+pub fn query_side(predictor: &Predictor, features: &Features, train: bool) -> QuerySide {
+    predictor.query_side(&predictor.query.apply(&features.latent), features.answer.as_ref(), train)
+}
+
+/// Document side of some texts, `[n, m]`.
+pub fn document_side(predictor: &Predictor, features: &Features, train: bool) -> Tensor {
+    predictor.document_side(&predictor.document.apply(&features.latent), train)
+}
+
+impl StudentSet<'_> {
+    /// Scores of some queries against all documents of the corpus; memory is bounded by queries times documents.
+    pub fn scores(&self, predictor: &Predictor, queries: &Features) -> Result<Vec<Vec<f32>>> {
+        let _guard = tch::no_grad_guard();
+        let side = query_side(predictor, queries, false);
+        let n = queries.latent.size()[0];
+        let mut scores: Vec<Vec<f32>> = (0..n).map(|_| Vec::with_capacity(self.documents.len())).collect();
+        for block in self.documents.blocks(DOCUMENTS_AT_ONCE) {
+            let inner = document_side(predictor, &block?, false);
+            // The relu form holds [queries, documents, m] at once: cut it.
+            let rows = (8_000_000 / inner.numel().max(1) as i64).clamp(1, n.max(1));
+            for start in (0..n).step_by(rows as usize) {
+                let places: Vec<i64> = (start..(start + rows).min(n)).collect();
+                let some = side.select(&Tensor::from_slice(&places).to_device(inner.device()));
+                for (place, row) in places.iter().zip(rows_of(&predictor.score(&some, &inner))?) {
+                    scores[*place as usize].extend(row);
+                }
+            }
+        }
+        Ok(scores)
+    }
+
+    /// Dev splits: name, judgements and latents.
+    fn dev(&self) -> impl Iterator<Item = (&str, &Qrels, &StoredFeatures)> {
+        let splits = self.set.dev.iter().zip(&self.dev);
+        splits.map(|((name, qrels), features)| (name.as_str(), qrels, features))
+    }
+
+    /// Metrics of each dev split, by name, and with `judged` all pairs' scores less c(q).
+    pub fn dev_metrics(
+        &self,
+        predictor: &Predictor,
+        mut judged: Option<&mut Vec<JudgedScore>>,
+    ) -> Result<Vec<(String, Metrics)>> {
+        let mut all = Vec::new();
+        for (name, qrels, features) in self.dev() {
+            let mut run = Run::default();
+            let mut ids = qrels.iter();
+            for block in features.blocks(64) {
+                let block = block?;
+                let constants = tch::no_grad(|| {
+                    query_side(predictor, &block, false).constant(predictor.choice()).to_device(Device::Cpu)
+                });
+                let constants = Vec::<f32>::try_from(constants)?;
+                for (scores, constant) in self.scores(predictor, &block)?.iter().zip(constants) {
+                    let Some((id, judgements)) = ids.next() else { break };
+                    for document in best(scores, RUN_DEPTH) {
+                        run.add(id, &self.set.data.documents[document].id, scores[document]);
+                    }
+                    if let Some(judged) = &mut judged {
+                        judged.extend(scores.iter().zip(&self.set.data.documents).map(
+                            |(score, document)| {
+                                let gain = judgements.get(&document.id);
+                                (score - constant, gain.is_some_and(|gain| *gain > 0))
+                            },
+                        ));
+                    }
+                }
+            }
+            all.push((name.to_owned(), measure(&run, qrels)));
+        }
+        Ok(all)
+    }
+}
+
+/// Places of the `k` best scores; ties at the edge are all kept, for who cuts them by id later.
+fn best(scores: &[f32], k: usize) -> Vec<usize> {
+    let mut places: Vec<usize> = (0..scores.len()).collect();
+    if places.len() > k {
+        places.select_nth_unstable_by(k - 1, |a, b| scores[*b].total_cmp(&scores[*a]));
+        let edge = scores[places[k - 1]];
+        places.retain(|place| scores[*place] >= edge);
+    }
+    places
+}
+
+/// Standardised latents of a sample of stored texts, evenly spaced, for [`Predictor::equalise_documents`].
+pub fn sample(
+    features: &StoredFeatures,
+    among: &[usize],
+    most: usize,
+    standardise: impl Fn(&Tensor) -> Standardised,
+) -> Result<Standardised> {
+    let step = among.len().div_ceil(most.max(1)).max(1);
+    let some: Vec<usize> = among.iter().copied().step_by(step).collect();
+    Ok(standardise(&features.gather(&some)?.latent))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A tie cut by place instead of by id makes dev metrics differ from those of `train eval`.
+    #[test]
+    fn ties_at_the_edge_are_kept() {
+        let mut places = best(&[1.0, 3.0, 2.0, 2.0, 0.0], 2);
+        places.sort_unstable();
+        assert_eq!(places, [1, 2, 3]);
+        assert_eq!(best(&[1.0], 2), [0]);
+    }
+}

@@ -1,0 +1,140 @@
+//! Teacher targets: which documents a query is compared on, and what the teacher says of them.
+//!
+//! Candidates are on-policy (Rabtriever, arXiv 2604.23336): gold, some uniform ones, the rest drawn from the student's own
+//! current ranking, softmax(score / temperature). The teacher's score and h(q|d) of a pair are computed once, ever.
+
+use super::DistillConfig;
+use super::ranking::StudentSet;
+use crate::cache::{Key, VectorCache, key};
+use crate::features::bar;
+use crate::sampling::{draw, draw_by_score, rng};
+use crate::scoring::{Texts, score_pairs};
+use anyhow::{Context, Result};
+use models::torch::{Predictor, Reranker};
+use rand::seq::SliceRandom;
+use rand_chacha::ChaCha8Rng;
+use std::collections::{BTreeMap, BTreeSet};
+use tch::Tensor;
+
+/// Queries ranked at once.
+const QUERIES_AT_ONCE: usize = 256;
+
+/// Candidates of each set's target queries and the teacher's word on them.
+pub struct Targets {
+    cache: VectorCache,
+    /// By set: training query (place in its training set) to its candidates (places of documents).
+    pub candidates: Vec<BTreeMap<usize, Vec<usize>>>,
+}
+
+impl Targets {
+    /// None yet, for `sets` sets.
+    pub fn new(cache: VectorCache, sets: usize) -> Self {
+        Self { cache, candidates: vec![BTreeMap::new(); sets] }
+    }
+
+    /// Number of pairs that have targets.
+    pub fn pairs(&self) -> usize {
+        self.candidates.iter().flat_map(BTreeMap::values).map(Vec::len).sum()
+    }
+
+    /// Draws candidates for the queries whose turn it is in `round` and has the teacher score the new pairs.
+    pub fn make(
+        &mut self,
+        teacher: &Reranker,
+        sets: &[StudentSet],
+        predictor: &Predictor,
+        config: &DistillConfig,
+        round: usize,
+    ) -> Result<()> {
+        let total: usize = sets.iter().map(|set| set.set.train.queries.len()).sum();
+        for (index, set) in sets.iter().enumerate() {
+            let all = set.set.train.queries.len();
+            // Each set gets its share of the budget.
+            let n = (config.target_queries * all).div_ceil(total.max(1)).min(all);
+            let mut order: Vec<usize> = (0..all).collect();
+            order.shuffle(&mut rng(config.seed, "target queries", index as u64));
+            let chosen = &order[n * round / config.rounds..n * (round + 1) / config.rounds];
+            for chunk in chosen.chunks(QUERIES_AT_ONCE) {
+                let scores = set.scores(predictor, &set.queries.gather(chunk)?)?;
+                for (query, scores) in chunk.iter().zip(scores) {
+                    let purpose = format!("candidates {index}");
+                    let mut rng = rng(config.seed, &purpose, *query as u64);
+                    let candidates = draw_candidates(set, *query, &scores, config, &mut rng);
+                    self.candidates[index].insert(*query, candidates);
+                }
+            }
+        }
+        self.score_missing(teacher, sets)
+    }
+
+    /// Has the teacher score those candidates that it never scored.
+    pub fn score_missing(&mut self, teacher: &Reranker, sets: &[StudentSet]) -> Result<()> {
+        for (set, candidates) in sets.iter().zip(&self.candidates) {
+            let places = &set.set.train.queries;
+            let pairs = candidates
+                .iter()
+                .flat_map(|(query, documents)| documents.iter().map(|document| (places[*query], *document)));
+            let pairs: Vec<(usize, usize)> = pairs
+                .filter(|(query, document)| !self.cache.contains(&pair_key(set, *query, *document)))
+                .collect();
+            let bar = bar(pairs.len(), "teacher targets");
+            let texts = Texts { queries: &set.set.query_texts(), documents: &set.set.document_texts() };
+            let cache = &mut self.cache;
+            score_pairs(teacher, &texts, &pairs, true, |scored| {
+                bar.inc(scored.len() as u64);
+                for pair in scored {
+                    let mut record = pair.hidden.unwrap_or_default();
+                    record.push(pair.score);
+                    cache.insert(pair_key(set, pair.query, pair.document), &record)?;
+                }
+                Ok(())
+            })?;
+            bar.finish_and_clear();
+        }
+        self.cache.flush()
+    }
+
+    /// h(q|d) `[n, K, H]` and scores `[n, K]` of some training queries' candidates, all of the same number.
+    pub fn read(&mut self, index: usize, set: &StudentSet, queries: &[usize]) -> Result<(Tensor, Tensor)> {
+        let mut flat = Vec::new();
+        let mut width = 0;
+        for query in queries {
+            let documents = self.candidates[index].get(query).cloned().unwrap_or_default();
+            width = documents.len() as i64;
+            for document in documents {
+                let key = pair_key(set, set.set.train.queries[*query], document);
+                flat.extend(self.cache.get(&key)?.context("a teacher target vanished from the cache")?);
+            }
+        }
+        let all = Tensor::from_slice(&flat).reshape([queries.len() as i64, width, -1]);
+        let hidden = all.size()[2] - 1;
+        Ok((all.narrow(2, 0, hidden), all.select(2, hidden)))
+    }
+}
+
+fn pair_key(set: &StudentSet, query: usize, document: usize) -> Key {
+    key(&[&set.set.data.queries[query].text, &set.set.contents[document]])
+}
+
+fn draw_candidates(
+    set: &StudentSet,
+    query: usize,
+    scores: &[f32],
+    config: &DistillConfig,
+    rng: &mut ChaCha8Rng,
+) -> Vec<usize> {
+    let train = &set.set.train;
+    let wanted = config.candidates.min(train.documents.len());
+    let gold = train.relevant[query].iter().copied();
+    let mut chosen: BTreeSet<usize> = gold.take(wanted.saturating_sub(1).max(1)).collect();
+    let uniform = ((wanted - chosen.len().min(wanted)) as f64 * config.uniform).round() as usize;
+    let random = draw(&train.documents, uniform, &chosen, rng);
+    chosen.extend(random);
+    let on_policy: Vec<f32> = train.documents.iter().map(|place| scores[*place]).collect();
+    let place_of = |document: &usize| train.documents.binary_search(document).ok();
+    let excluded: BTreeSet<usize> = chosen.iter().filter_map(place_of).collect();
+    let missing = wanted.saturating_sub(chosen.len());
+    let drawn = draw_by_score(&on_policy, config.sampling_temperature, missing, &excluded, rng);
+    chosen.extend(drawn.into_iter().map(|place| train.documents[place]));
+    chosen.into_iter().collect()
+}
