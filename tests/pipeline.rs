@@ -260,6 +260,56 @@ fn a_killed_run_ends_with_the_same_bytes() {
     }
 }
 
+/// Preferences, mined negatives, two data sets, averaged parameters and a config file: each changes what is trained, and
+/// none may be lost by an interruption.
+#[test]
+fn a_teacher_by_preference_from_a_config_file_survives_an_interruption() {
+    let chain = Chain::get();
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    copy_dir(&chain.path("data"), &at("others"));
+    let config = at("run.toml");
+    let data = [text(&chain.path("data")).to_owned(), format!("{}=2", text(&at("others")))];
+    let toml = format!(
+        "data = [{:?}, {:?}]\nmodel = {:?}\nobjective = \"dpo\"\nbeta = 0.5\nlabel_smoothing = 0.1\nnegatives = \"bm25\"\n\
+         ema_decay = 0.5\nsteps = 4\nwarmup = 1\nbatch_queries = 3\nbatch_documents = 4\nlora_rank = 2\n\
+         lora_targets = [\"q_proj\", \"v_proj\"]\neval_every = 2\ndev_queries = 4\ndev_candidates = 5\nsave_every = 1\n\
+         dtype = \"f32\"\nthreads = 1\n",
+        data[0],
+        data[1],
+        text(&chain.path("teacher"))
+    );
+    fs::write(&config, toml).unwrap();
+    let train = |out: &str, more: &[&str]| {
+        let out = at(out);
+        let flags = ["teacher", "--config", text(&config), "--out", text(&out)];
+        run("train", &[&flags, more].concat())
+    };
+    train("whole", &[]).done();
+    train("cut", &["--stop-after", "3"]).done();
+    // The reference is what the run started from, not what it had become when it was cut.
+    fs::remove_dir_all(at("cut.cache")).unwrap();
+    train("cut", &["--resume"]).done();
+    let weights = |name: &str| fs::read(at(name).join("model.safetensors")).unwrap();
+    assert!(weights("whole") == weights("cut"));
+    assert!(weights("whole") != fs::read(chain.path("teacher/model.safetensors")).unwrap());
+    let state: Value = models::files::read_json(&at("whole/train_state.json")).unwrap();
+    let first = &state["history"]["steps"][0];
+    // At the start policy and reference are one model: every preference is at ln 2.
+    assert!((first["dpo"].as_f64().unwrap() - 2f64.ln()).abs() < 1e-4, "{first}");
+    assert_eq!(state["settings"]["data"][1]["weight"], 2.0);
+    assert!(state["history"]["best_step"].as_u64().is_some());
+
+    train("other", &["--patience", "1", "--eval-every", "0"]).refused(&["--patience 1", "--eval-every"]);
+    train("other", &["--ema-decay", "1.5"]).refused(&["--ema-decay is 1.5"]);
+    train("other", &["--data", text(&at("others")), "--data", text(&at("others"))])
+        .refused(&["two data sets are called `others`"]);
+    train("other", &["--lora-targets", "q_porj"]).refused(&["q_porj"]);
+    let slip = at("slip.toml");
+    fs::write(&slip, "[teacher]\nstpes = 4\n").unwrap();
+    run("train", &["teacher", "--config", text(&slip)]).refused(&["slip.toml", "`stpes` is no flag"]);
+}
+
 fn wait_for(file: &Path) {
     let started = Instant::now();
     while !file.exists() {

@@ -5,6 +5,7 @@ pub mod bm25;
 pub mod cache;
 pub mod calibration;
 pub mod commands;
+pub mod config_file;
 pub mod data_sets;
 pub mod device;
 pub mod distillation;

@@ -1,8 +1,10 @@
 //! Parse, dispatch, print the error chain.
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use train::commands::{distill, eval, generate, import, teacher};
+use train::config_file;
 use train::device::{DeviceArgs, keep_freed_memory};
 
 /// Train a generative reranker (teacher) and distil it into a retriever (student)
@@ -13,6 +15,9 @@ use train::device::{DeviceArgs, keep_freed_memory};
 struct Cli {
     #[command(flatten)]
     device: DeviceArgs,
+    /// Flags from a TOML file, with a table per command; what is typed wins
+    #[arg(long, value_name = "FILE", global = true)]
+    config: Option<PathBuf>,
     #[command(subcommand)]
     command: Command,
 }
@@ -28,7 +33,14 @@ enum Command {
 
 fn main() -> ExitCode {
     keep_freed_memory();
-    let cli = Cli::parse();
+    let typed = match config_file::expand(std::env::args_os().collect(), &Cli::command()) {
+        Ok(typed) => typed,
+        Err(error) => {
+            eprintln!("train: {error:#}");
+            return ExitCode::from(2);
+        }
+    };
+    let cli = Cli::parse_from(typed);
     let result = match &cli.command {
         Command::Import(args) => import::run(args),
         Command::Generate(args) => generate::run(args, &cli.device),
