@@ -1,6 +1,7 @@
 //! Makes a teacher and a student: import, SFT, distillation, evaluation. A library so that tests can reach its parts;
 //! users type `train`.
 
+pub mod agreement;
 pub mod bm25;
 pub mod cache;
 pub mod calibration;

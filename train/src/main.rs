@@ -3,7 +3,7 @@
 use clap::{CommandFactory, Parser, Subcommand};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use train::commands::{distill, eval, generate, import, teacher};
+use train::commands::{ablate, bench, distill, eval, generate, import, teacher};
 use train::config_file;
 use train::device::{DeviceArgs, keep_freed_memory};
 
@@ -28,7 +28,9 @@ enum Command {
     Generate(generate::Args),
     Teacher(teacher::Args),
     Distill(distill::Args),
+    Ablate(ablate::Args),
     Eval(eval::Args),
+    Bench(bench::Args),
 }
 
 fn main() -> ExitCode {
@@ -46,6 +48,8 @@ fn main() -> ExitCode {
         Command::Generate(args) => generate::run(args, &cli.device),
         Command::Teacher(args) => teacher::run(args, &cli.device),
         Command::Distill(args) => distill::run(args, &cli.device),
+        Command::Ablate(args) => ablate::run(args, &cli.device),
+        Command::Bench(args) => bench::run(args, &cli.device),
         Command::Eval(args) => eval::run(args, &cli.device),
     };
     match result {

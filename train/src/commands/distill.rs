@@ -224,16 +224,17 @@ fn check(args: &Args) -> Result<()> {
     Ok(())
 }
 
+/// Latent layers where none are asked for: evenly spaced, the last fifth of the depth left out.
+pub fn default_layers(depth: usize) -> Vec<usize> {
+    let mut layers: Vec<usize> = (1..=4).map(|fifth| (depth * fifth / 5).max(1)).collect();
+    layers.dedup();
+    layers
+}
+
 fn describe(args: &Args, teacher: &Reranker) -> Result<StudentConfig> {
     let config = teacher.decoder.config();
     let depth = config.num_hidden_layers;
-    let layers = if args.layers.is_empty() {
-        let mut layers: Vec<usize> = (1..=4).map(|fifth| (depth * fifth / 5).max(1)).collect();
-        layers.dedup();
-        layers
-    } else {
-        args.layers.clone()
-    };
+    let layers = if args.layers.is_empty() { default_layers(depth) } else { args.layers.clone() };
     if let Some(layer) = layers.iter().find(|layer| **layer > depth) {
         bail!("--layers {layer}: this model has {depth} layers");
     }

@@ -1,5 +1,7 @@
 //! One file per command: what was typed, then what is done with it.
 
+pub mod ablate;
+pub mod bench;
 pub mod distill;
 pub mod eval;
 pub mod generate;
