@@ -5,6 +5,7 @@ pub mod agreement;
 pub mod bm25;
 pub mod cache;
 pub mod calibration;
+pub mod chat_template;
 pub mod commands;
 pub mod config_file;
 pub mod data_sets;

@@ -1,5 +1,6 @@
 //! `train generate`: let an imported model speak, to see with one's own eyes that the import is right.
 
+use crate::chat_template::Turns;
 use crate::device::DeviceArgs;
 use anyhow::Result;
 use clap::Args as ClapArgs;
@@ -16,7 +17,7 @@ pub struct Args {
     /// Most tokens to generate
     #[arg(long, default_value_t = 64)]
     max_new_tokens: usize,
-    /// What the user says; put into ChatML turns
+    /// What the user says; put into the turns of the model's chat template
     question: String,
 }
 
@@ -24,11 +25,12 @@ pub struct Args {
 pub fn run(args: &Args, device: &DeviceArgs) -> Result<()> {
     let model = Reranker::open(&args.model, &device.open(None)?)?;
     let tokenizer = open_tokenizer(&args.model)?;
-    let prompt = format!("<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n", args.question);
+    let turns = Turns::open(&args.model)?.unwrap_or_default();
+    let prompt = format!("{}{}{}{}", turns.user, args.question, turns.end, turns.assistant);
     let encoding = tokenizer.encode(prompt, false).map_err(|e| anyhow::anyhow!("cannot tokenise: {e}"))?;
     let ids: Vec<i64> = encoding.get_ids().iter().map(|id| i64::from(*id)).collect();
     let mut end = model.decoder.config().eos_token_id.0.clone();
-    end.extend(tokenizer.token_to_id("<|im_end|>").map(i64::from));
+    end.extend(tokenizer.token_to_id(turns.end.trim()).map(i64::from));
     let answer: Vec<u32> = model
         .decoder
         .generate(&ids, args.max_new_tokens, &end)?

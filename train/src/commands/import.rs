@@ -1,5 +1,6 @@
 //! `train import`: a language model from a Hugging Face folder or a GGUF file.
 
+use crate::chat_template::Turns;
 use anyhow::{Context, Result, bail};
 use clap::Args as ClapArgs;
 use models::checkpoint::{WEIGHTS_FILE, copy_side_files, link_weights};
@@ -20,7 +21,7 @@ pub struct Args {
     /// Model directory to create
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// Prompt template to use instead of the default (or of the folder's own)
+    /// Prompt template to use instead of the folder's own, or of the default in the turns of the model's chat template
     #[arg(long, value_name = "FILE")]
     prompt: Option<PathBuf>,
 }
@@ -42,7 +43,15 @@ pub fn run(args: &Args) -> Result<()> {
     let template_file = staged.path().join(prompt::FILE_NAME);
     match &args.prompt {
         Some(file) => write_json(&template_file, &PromptTemplate::open(file)?)?,
-        None if !template_file.exists() => write_json(&template_file, &PromptTemplate::default())?,
+        None if !template_file.exists() => {
+            let turns = Turns::open(staged.path())?;
+            if turns.is_none() {
+                eprintln!(
+                    "no chat template: the prompt is written in ChatML turns; give another with --prompt"
+                );
+            }
+            write_json(&template_file, &turns.unwrap_or_default().prompt())?;
+        }
         None => {}
     }
     let config = DecoderConfig::open(staged.path())?;
