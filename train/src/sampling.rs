@@ -49,6 +49,9 @@ pub struct TrainingSet {
     pub queries: Vec<usize>,
     /// Places of each query's relevant documents, same order, at least one each.
     pub relevant: Vec<BTreeSet<usize>>,
+    /// Places of the documents that were judged not to be relevant (gain 0), same order, often none: hard negatives of
+    /// whoever made the data.
+    pub negatives: Vec<BTreeSet<usize>>,
     /// Places of the documents that take part, ascending.
     pub documents: Vec<usize>,
 }
@@ -56,22 +59,26 @@ pub struct TrainingSet {
 impl TrainingSet {
     /// From judgements; queries without a relevant document teach nothing and are left out.
     pub fn new(data: &BeirData, qrels: &Qrels, which: TrainDocuments) -> Self {
-        let (mut queries, mut relevant, mut judged) = (Vec::new(), Vec::new(), BTreeSet::new());
+        let (mut queries, mut relevant, mut negatives) = (Vec::new(), Vec::new(), Vec::new());
+        let mut judged = BTreeSet::new();
         for (query, judgements) in qrels {
-            let place = |id: &String| data.document_index.get(id).copied();
-            judged.extend(judgements.keys().filter_map(place));
-            let positive: BTreeSet<usize> =
-                judgements.iter().filter(|(_, gain)| **gain > 0).filter_map(|(id, _)| place(id)).collect();
+            let places = |of_gain: fn(u32) -> bool| -> BTreeSet<usize> {
+                let ids = judgements.iter().filter(|(_, gain)| of_gain(**gain)).map(|(id, _)| id);
+                ids.filter_map(|id| data.document_index.get(id).copied()).collect()
+            };
+            let (positive, negative) = (places(|gain| gain > 0), places(|gain| gain == 0));
+            judged.extend(positive.iter().chain(&negative));
             if let (Some(query), false) = (data.query_index.get(query), positive.is_empty()) {
                 queries.push(*query);
                 relevant.push(positive);
+                negatives.push(negative);
             }
         }
         let documents = match which {
             TrainDocuments::Judged => judged.into_iter().collect(),
             TrainDocuments::Corpus => (0..data.documents.len()).collect(),
         };
-        Self { queries, relevant, documents }
+        Self { queries, relevant, negatives, documents }
     }
 }
 
@@ -119,6 +126,30 @@ mod tests {
         }
         assert_eq!(batch_at(&lengths, 8, 7, 5), batch_at(&lengths, 8, 7, 5));
         assert_ne!(batch_at(&lengths, 8, 7, 5), batch_at(&lengths, 8, 8, 5));
+    }
+
+    /// Somebody mined hard negatives and wrote them down as gain 0: taken for relevant they teach the opposite, and
+    /// forgotten they teach nothing.
+    #[test]
+    fn judgements_of_gain_0_are_negatives_of_their_query() {
+        let index = |ids: &[&str]| ids.iter().enumerate().map(|(i, id)| ((*id).to_owned(), i)).collect();
+        let data = BeirData {
+            document_index: index(&["a", "b", "c", "d"]),
+            query_index: index(&["p", "q", "r"]),
+            ..BeirData::default()
+        };
+        let judged =
+            |judged: &[(&str, u32)]| judged.iter().map(|(id, gain)| ((*id).to_owned(), *gain)).collect();
+        let qrels = Qrels::from([
+            ("p".to_owned(), judged(&[("a", 2), ("c", 0), ("b", 0)])),
+            ("q".to_owned(), judged(&[("d", 0)])),
+            ("r".to_owned(), judged(&[("b", 1)])),
+        ]);
+        let set = TrainingSet::new(&data, &qrels, TrainDocuments::Judged);
+        assert_eq!(set.queries, [0, 2]);
+        assert_eq!(set.relevant, [BTreeSet::from([0]), BTreeSet::from([1])]);
+        assert_eq!(set.negatives, [BTreeSet::from([1, 2]), BTreeSet::new()]);
+        assert_eq!(set.documents, [0, 1, 2, 3]);
     }
 
     /// On-policy means: what the student ranks high is drawn more often, in the proportion of its softmax.
