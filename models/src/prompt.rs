@@ -221,6 +221,11 @@ impl Prompter {
         self.choices
     }
 
+    /// Tokens of a text before anything is cut off.
+    pub fn count_tokens(&self, text: &str) -> Result<usize, PromptError> {
+        Ok(encode(&self.tokenizer, text.trim())?.len())
+    }
+
     /// Most tokens that any pass of the student can have.
     pub fn max_pass_tokens(&self) -> usize {
         let around = |part: &Part, (before, after): &(Vec<u32>, Vec<u32>)| {

@@ -1,9 +1,9 @@
-//! Parse, dispatch, print the error chain.
+//! Parse, dispatch, print the error chain. Exit code 0 done, 1 a check found something, 2 error.
 
 use clap::{CommandFactory, Parser, Subcommand};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use train::commands::{ablate, bench, distill, eval, generate, import, teacher};
+use train::commands::{Outcome, ablate, bench, data, distill, eval, generate, import, teacher};
 use train::config_file;
 use train::device::{DeviceArgs, keep_freed_memory};
 
@@ -24,6 +24,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Data(data::Args),
     Import(import::Args),
     Generate(generate::Args),
     Teacher(teacher::Args),
@@ -43,17 +44,20 @@ fn main() -> ExitCode {
         }
     };
     let cli = Cli::parse_from(typed);
+    let done = |()| Outcome::Done;
     let result = match &cli.command {
-        Command::Import(args) => import::run(args),
-        Command::Generate(args) => generate::run(args, &cli.device),
-        Command::Teacher(args) => teacher::run(args, &cli.device),
-        Command::Distill(args) => distill::run(args, &cli.device),
-        Command::Ablate(args) => ablate::run(args, &cli.device),
-        Command::Bench(args) => bench::run(args, &cli.device),
-        Command::Eval(args) => eval::run(args, &cli.device),
+        Command::Data(args) => data::run(args),
+        Command::Import(args) => import::run(args).map(done),
+        Command::Generate(args) => generate::run(args, &cli.device).map(done),
+        Command::Teacher(args) => teacher::run(args, &cli.device).map(done),
+        Command::Distill(args) => distill::run(args, &cli.device).map(done),
+        Command::Ablate(args) => ablate::run(args, &cli.device).map(done),
+        Command::Bench(args) => bench::run(args, &cli.device).map(done),
+        Command::Eval(args) => eval::run(args, &cli.device).map(done),
     };
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(Outcome::Done) => ExitCode::SUCCESS,
+        Ok(Outcome::Found) => ExitCode::from(1),
         Err(error) => {
             eprintln!("train: {error:#}");
             ExitCode::from(2)
