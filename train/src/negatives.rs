@@ -1,4 +1,5 @@
-//! Hard negatives: documents that some system ranks high for a training query and that nobody judged relevant.
+//! Hard negatives: documents that were judged not to be relevant (gain 0), and those that some system ranks high for a
+//! training query and that nobody judged relevant.
 
 use crate::bm25::Bm25;
 use crate::data_sets::DataSet;
@@ -15,7 +16,7 @@ use std::path::{Path, PathBuf};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Miner {
-    /// Nowhere: negatives are the other queries' positives and random documents.
+    /// Nowhere: beside those judged to be negatives there are the other queries' positives and random documents.
     Random,
     /// BM25 over the set's corpus.
     Bm25,
@@ -73,9 +74,13 @@ impl Negatives {
             }
         };
         let takes_part: BTreeSet<usize> = set.train.documents.iter().copied().collect();
-        let lists = ranked.into_iter().zip(&set.train.relevant).map(|(ranked, relevant)| {
-            let hard = ranked.into_iter().filter(|d| !relevant.contains(d) && takes_part.contains(d));
-            hard.skip(config.skip).take(config.depth).collect()
+        let judged = set.train.relevant.iter().zip(&set.train.negatives);
+        let lists = ranked.into_iter().zip(judged).map(|(ranked, (relevant, negative))| {
+            let mined = ranked.into_iter().filter(|document| {
+                !relevant.contains(document) && !negative.contains(document) && takes_part.contains(document)
+            });
+            // Somebody judged these: they need no rank.
+            negative.iter().copied().chain(mined.skip(config.skip).take(config.depth)).collect()
         });
         Ok(Self { lists: lists.collect(), share: config.share })
     }
