@@ -135,7 +135,7 @@ impl<'a> FeatureMaker<'a> {
                 missing.insert(key(&[side_name(side), text]), self.pass(side, text)?);
             }
             let mut missing: Vec<(Key, Encoded)> = missing.into_iter().collect();
-            missing.sort_by(|a, b| a.0.cmp(&b.0));
+            missing.sort_by_key(|(key, _)| *key);
             self.encode_missing(&missing, &mut HashMap::new(), &bar)?;
             let cache = self.cache.as_ref().context("latents are stored without a cache")?;
             for text in chunk {

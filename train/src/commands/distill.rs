@@ -5,7 +5,7 @@ use crate::cache::VectorCache;
 use crate::calibration;
 use crate::data_sets::{DataSet, DataSets};
 use crate::device::DeviceArgs;
-use crate::distillation::{DistillConfig, Distillation, StudentSet, Targets};
+use crate::distillation::{DistillConfig, Distillation, Finished, StudentSet, Targets};
 use crate::features::{FeatureMaker, Side, StoredFeatures};
 use crate::fit::{fit, write_tensors};
 use crate::golden;
@@ -336,7 +336,7 @@ fn take_in(moments: &mut Moments, features: &StoredFeatures, places: &[usize], m
 
 /// Measures and calibrates the parameters that the run ended with.
 fn finish(task: Distillation, student: &mut StudentConfig) -> Result<Predictor> {
-    let (predictor, dev, judged, target_pairs) = task.finish()?;
+    let Finished { predictor, dev, judged, target_pairs } = task.finish()?;
     if let Some(calibration) = calibration::fit(&judged) {
         student.calibration = calibration;
     }

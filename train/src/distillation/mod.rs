@@ -8,7 +8,7 @@
 mod ranking;
 mod targets;
 
-pub use ranking::StudentSet;
+pub use ranking::{JudgedScore, StudentSet};
 pub use targets::Targets;
 
 use crate::fit::{Metrics, MicroBatch, Task};
@@ -17,7 +17,7 @@ use crate::sampling::{batch_at, draw, rng};
 use anyhow::{Context, Result, bail};
 use models::torch::predictor::QuerySide;
 use models::torch::{Predictor, Reranker};
-use ranking::{JudgedScore, document_side, query_side, sample};
+use ranking::{document_side, query_side, sample};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use tch::{Kind, Tensor};
@@ -69,6 +69,18 @@ pub struct DistillConfig {
     pub seed: u64,
 }
 
+/// What a distillation ends with.
+pub struct Finished {
+    /// Documents equalised.
+    pub predictor: Predictor,
+    /// Dev metrics by split (with several sets: set and split).
+    pub dev: Vec<(String, Metrics)>,
+    /// All dev pairs, for calibration.
+    pub judged: Vec<JudgedScore>,
+    /// Pairs that had teacher targets.
+    pub target_pairs: usize,
+}
+
 /// The task of [`crate::fit::fit`].
 pub struct Distillation<'a> {
     teacher: &'a Reranker,
@@ -102,19 +114,19 @@ impl<'a> Distillation<'a> {
         Self { teacher, sets, plan, predictor, targets, head, config }
     }
 
-    /// The predictor with documents equalised; dev metrics by set and split; all dev pairs for calibration.
-    pub fn finish(mut self) -> Result<(Predictor, Vec<(String, Metrics)>, Vec<JudgedScore>, usize)> {
+    /// Equalises documents for good, and measures.
+    pub fn finish(mut self) -> Result<Finished> {
         self.equalise()?;
-        let (mut metrics, mut judged) = (Vec::new(), Vec::new());
+        let (mut dev, mut judged) = (Vec::new(), Vec::new());
         for set in &self.sets {
             let of_set = set.dev_metrics(&self.predictor, Some(&mut judged))?;
             let name = |split: String| match self.sets.len() {
                 1 => split,
                 _ => format!("{}/{split}", set.set.name),
             };
-            metrics.extend(of_set.into_iter().map(|(split, values)| (name(split), values)));
+            dev.extend(of_set.into_iter().map(|(split, values)| (name(split), values)));
         }
-        Ok((self.predictor, metrics, judged, self.targets.pairs()))
+        Ok(Finished { predictor: self.predictor, dev, judged, target_pairs: self.targets.pairs() })
     }
 
     /// See [`Predictor::equalise_documents`].
