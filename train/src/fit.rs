@@ -6,6 +6,7 @@
 
 use crate::optim::AdamW;
 use crate::progress::Progress;
+use crate::record::RunDir;
 use crate::schedule::Schedule;
 use anyhow::{Context, Result, bail};
 use models::weights::{DType, Weights, write_safetensors};
@@ -83,12 +84,14 @@ pub struct RunState<'a> {
     pub stop_after: Option<usize>,
     /// Resolved settings and digests; a state of other settings is refused.
     pub settings: &'a serde_json::Value,
+    /// Where to record what is seen of it.
+    pub records: RunDir,
 }
 
 /// A finished or interrupted run.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct History {
-    /// One entry per step: loss, parts, lr, grad_norm.
+    /// One entry per step: loss, parts, lr, grad_norm, tokens.
     pub steps: Vec<Metrics>,
     /// One entry per evaluation, with its `step`.
     pub evaluations: Vec<Metrics>,
@@ -135,20 +138,23 @@ pub fn fit(task: &mut dyn Task, adamw: &mut AdamW, config: &FitConfig, run: &Run
         (first, history) = restore(task, adamw, &mut kept, run)?;
         eprintln!("continuing after step {first}");
     }
+    let mut recorder = run.records.recorder(run.settings, &history)?;
     let mut progress = Progress::new(config.schedule.steps, first);
     for step in first..config.schedule.steps {
         tch::manual_seed((config.seed << 20) as i64 + step as i64);
         task.before_step(step)?;
         let metrics = one_step(task, adamw, config, step, &mut progress, run)?;
+        let done = step + 1;
+        recorder.step(done, &metrics)?;
         history.steps.push(metrics);
         if let Some(average) = &mut kept.average {
             adamw.follow(average, config.ema_decay);
         }
-        let done = step + 1;
         let mut last = done == config.schedule.steps;
         if last || (config.eval_every > 0 && done % config.eval_every == 0) {
             let mut metrics = evaluate(task, adamw, &mut kept, config, done)?;
             progress.evaluated(done, &metrics);
+            recorder.evaluated(done, &metrics)?;
             metrics.insert("step".into(), done as f64);
             history.evaluations.push(metrics);
             if !last && kept.best.as_ref().is_some_and(|best| exhausted(config, best.0, done)) {
@@ -250,6 +256,9 @@ fn one_step(
     adamw.step(lr);
     progress.step(step + 1, &metrics, tokens);
     metrics.extend([("lr".to_owned(), lr), ("grad_norm".to_owned(), norm)]);
+    if tokens > 0 {
+        metrics.insert("tokens".into(), tokens as f64);
+    }
     Ok(metrics)
 }
 

@@ -20,6 +20,7 @@ pub mod losses;
 pub mod negatives;
 pub mod optim;
 pub mod progress;
+pub mod record;
 pub mod sampling;
 pub mod schedule;
 pub mod scoring;

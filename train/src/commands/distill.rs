@@ -202,6 +202,7 @@ pub fn run(args: &Args, device: &DeviceArgs) -> Result<()> {
         &staged.path().join("train_state.json"),
         &json!({ "settings": settings, "history": history }),
     )?;
+    args.run.records().keep(staged.path())?;
     staged.commit()?;
     args.run.remove_state()?;
     println!("{}", args.run.out.display());

@@ -2,6 +2,7 @@
 
 use crate::data_sets::{DataArg, DataSets, Splits};
 use crate::fit::{FitConfig, RunState};
+use crate::record::RunDir;
 use crate::sampling::TrainDocuments;
 use crate::schedule::{Decay, Schedule};
 use anyhow::{Context, Result, bail};
@@ -90,16 +91,27 @@ impl RunArgs {
 
     /// Where the run keeps its state.
     pub fn state<'a>(&self, settings: &'a serde_json::Value) -> RunState<'a> {
-        RunState { file: state_file(&self.out), resume: self.resume, stop_after: self.stop_after, settings }
+        RunState {
+            file: state_file(&self.out),
+            resume: self.resume,
+            stop_after: self.stop_after,
+            settings,
+            records: self.records(),
+        }
     }
 
-    /// Removes the state of a finished run.
+    /// Where the run is recorded while it goes on.
+    pub fn records(&self) -> RunDir {
+        RunDir::beside(&self.out)
+    }
+
+    /// Removes state and records of a finished run, which are in its output now.
     pub fn remove_state(&self) -> Result<()> {
         let file = state_file(&self.out);
         if file.exists() {
             std::fs::remove_file(&file).with_context(|| format!("cannot remove {}", file.display()))?;
         }
-        Ok(())
+        self.records().remove()
     }
 
     /// Directory beside the output in which numbers that are expensive to make are kept.
