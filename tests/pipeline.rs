@@ -310,6 +310,77 @@ fn a_teacher_by_preference_from_a_config_file_survives_an_interruption() {
     run("train", &["teacher", "--config", text(&slip)]).refused(&["slip.toml", "`stpes` is no flag"]);
 }
 
+/// `metrics.jsonl` without what depends on the machine and the hour.
+fn recorded(run: &Path) -> Vec<Value> {
+    let lines = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
+    let mut records: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    for record in &mut records {
+        let fields = record.as_object_mut().unwrap();
+        assert!(fields.remove("seconds").is_some() && fields.remove("time").is_some(), "{lines}");
+        fields.remove("tokens_per_second");
+    }
+    records
+}
+
+/// Interrupted runs have recorded steps that they make again; were these kept, or others lost, the curves that decisions
+/// are taken by would tell of a run that never was. And what was recorded is what `train compare` shows.
+#[test]
+fn an_interrupted_run_has_the_records_of_an_undisturbed_one() {
+    let chain = Chain::get();
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    let (llm, data, teacher) = (chain.path("llm"), chain.path("data"), chain.path("teacher"));
+    for (name, evaluations, steps) in [("teacher", 2, 6), ("student", 3, 30)] {
+        let start = |more: &[&str]| {
+            if name == "teacher" {
+                teach(&llm, &data, &at(name), more)
+            } else {
+                distil(&teacher, &data, &at(name), more)
+            }
+        };
+        let unfinished = at(&format!("{name}.run"));
+        start(&["--stop-after", "3"]).done();
+        assert!(unfinished.join("config.json").exists() && !at(name).exists());
+        // As if the run had gone on after its last saved state, and been killed in the middle of a line.
+        let file = unfinished.join("metrics.jsonl");
+        let lost = fs::read_to_string(&file).unwrap()
+            + "{\"step\":4,\"split\":\"train\",\"loss\":99.0}\n{\"step\":5,\"sp";
+        fs::write(&file, lost).unwrap();
+        start(&["--resume"]).done();
+        assert!(!unfinished.exists());
+
+        let undisturbed = recorded(&chain.path(name).join("run"));
+        assert_eq!(undisturbed.len(), evaluations + steps);
+        assert_eq!(undisturbed.last().unwrap()["split"], "dev");
+        assert_eq!(recorded(&at(name).join("run")), undisturbed);
+        let files = listing(&at(name).join("run"));
+        let has = |part: &str| files.keys().any(|file| text(file).contains(part));
+        assert!(
+            has("loss.svg") && has("dev.svg") && has("events.out.tfevents.") && files.len() == 5,
+            "{files:?}"
+        );
+    }
+
+    teach(&llm, &data, &at("heavier"), &["--weight-decay", "0.5"]).done();
+    let (resumed, heavier, run_dir) = (at("teacher"), at("heavier"), chain.path("teacher").join("run"));
+    let runs = [text(&resumed), text(&heavier), text(&run_dir)];
+    let (report, plot) = (at("compared.json"), at("compared.svg"));
+    let outputs = ["--json", text(&report), "--plot", text(&plot), "--metric", "nDCG@10"];
+    let shown = run("train", &[&["compare"], &runs[..], &outputs].concat()).done().stdout;
+    let row = |name: &str| shown.lines().find(|line| line.starts_with(&format!("| {name} ")));
+    let decays: Vec<&str> = row("weight_decay").unwrap().split_whitespace().collect();
+    assert_eq!(decays, ["|", "weight_decay", "|", "0.01", "|", "0.5", "|", "0.01", "|"]);
+    assert!(row("fit.seed").is_none() && row("final loss").is_some(), "{shown}");
+    let compared: Value = models::files::read_json(&report).unwrap();
+    assert_eq!(compared["runs"][1]["settings"], json!({ "weight_decay": 0.5 }));
+    let last = recorded(&run_dir).pop().unwrap();
+    assert_eq!(compared["runs"][0]["results"]["dev"]["MRR@10"]["last"]["value"], last["MRR@10"]);
+    assert!(fs::read_to_string(&plot).unwrap().contains(text(&heavier)));
+    run("train", &["compare", text(&data)]).refused(&["no records of a run", "metrics.jsonl"]);
+    let unknown = ["compare", runs[0], "--plot", text(&plot), "--metric", "MAP"];
+    run("train", &unknown).refused(&["--metric MAP", "MRR@10"]);
+}
+
 fn wait_for(file: &Path) {
     let started = Instant::now();
     while !file.exists() {

@@ -3,7 +3,7 @@
 use clap::{CommandFactory, Parser, Subcommand};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use train::commands::{Outcome, ablate, bench, data, distill, eval, generate, import, teacher};
+use train::commands::{Outcome, ablate, bench, compare, data, distill, eval, generate, import, teacher};
 use train::config_file;
 use train::device::{DeviceArgs, keep_freed_memory};
 
@@ -31,6 +31,7 @@ enum Command {
     Distill(distill::Args),
     Ablate(ablate::Args),
     Eval(eval::Args),
+    Compare(compare::Args),
     Bench(bench::Args),
 }
 
@@ -52,6 +53,7 @@ fn main() -> ExitCode {
         Command::Teacher(args) => teacher::run(args, &cli.device).map(done),
         Command::Distill(args) => distill::run(args, &cli.device).map(done),
         Command::Ablate(args) => ablate::run(args, &cli.device).map(done),
+        Command::Compare(args) => compare::run(args).map(done),
         Command::Bench(args) => bench::run(args, &cli.device).map(done),
         Command::Eval(args) => eval::run(args, &cli.device).map(done),
     };

@@ -2,6 +2,7 @@
 
 pub mod ablate;
 pub mod bench;
+pub mod compare;
 pub mod data;
 pub mod distill;
 pub mod eval;
