@@ -10,6 +10,7 @@ use models::student::{Form, Residual};
 use prost::Message;
 use runtime::bundle::Bundle;
 use runtime::encoder::{Embedding, Encoder};
+use runtime::session::{Element, Graph, Port, Values};
 use std::collections::HashSet;
 use std::fs;
 use std::path::Path;
@@ -74,6 +75,48 @@ fn a_text_alone_and_in_a_padded_batch_is_the_same() {
             assert!(close(&answers.0, answers.1), "{name}: last token of `{text}`");
         }
     }
+}
+
+/// A graph of somebody else's making is understood by what it says of itself; told wrongly, a good one is refused or a
+/// foreign one fed.
+#[test]
+fn a_graph_tells_what_it_takes_and_gives() {
+    if !onnxruntime() {
+        return;
+    }
+    let (_, config) = configs().swap_remove(0);
+    let plan = Plan { config, layers: vec![1, 2], form: Form::Relu, residual: Residual::Pooled };
+    let fixture = Fixture::new(&plan);
+    export(&fixture.options).unwrap();
+    let load = || Graph::load(&fixture.options.out.join("encoder.onnx"), &fixture.options.session).unwrap();
+    let graph = load();
+    let inputs = graph.inputs();
+    assert_eq!(
+        inputs.iter().map(|input| input.name.as_str()).collect::<Vec<_>>(),
+        ["input_ids", "attention_mask", "pooling_mask"]
+    );
+    assert_eq!((inputs[0].element, inputs[0].description.as_str()), (Some(Element::Int64), "int64 [?, ?]"));
+    let output = &graph.outputs()[0];
+    assert_eq!((output.element, &output.dims), (Some(Element::Float32), &vec![None, Some(32)]));
+    // Its own words make a session; less than it takes, or more than it gives, does not.
+    let ports = |names: &[&str]| -> Vec<Port> {
+        names.iter().map(|name| Port::new((*name).to_owned(), Element::Int64, [None, None])).collect()
+    };
+    let all = ["input_ids", "attention_mask", "pooling_mask"];
+    let output = Port::new(output.name.clone(), Element::Float32, output.dims.clone());
+    let session = graph.session(ports(&all), vec![output.clone()]).unwrap();
+    let (ids, shape) = ([1i64, 2, 3], [1usize, 3]);
+    let filled = [
+        (Values::Int64(&ids), &shape[..]),
+        (Values::Int64(&[1; 3]), &shape),
+        (Values::Int64(&[1; 3]), &shape),
+    ];
+    assert_eq!(session.run(&filled).unwrap()[0].shape, [1, 32]);
+    let error = load().session(ports(&all[..2]), vec![output]).unwrap_err().to_string();
+    assert!(error.contains("input `pooling_mask` is unknown"), "{error}");
+    let more = vec![Port::new("logits", Element::Float32, [None, None])];
+    let error = load().session(ports(&all), more).unwrap_err().to_string();
+    assert!(error.contains("output `logits` is missing"), "{error}");
 }
 
 /// 8 bits must stay near, be small, be said in the manifest, and be the same bytes every time (an index is keyed to them).

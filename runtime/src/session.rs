@@ -1,7 +1,8 @@
 //! Runs an ONNX graph; the only file that names `ort`.
 //!
 //! A session checks the graph's inputs and outputs against what the manifest promises when it opens, and the shapes it
-//! gets back at every run, so that a bundle put together from two exports is refused by name.
+//! gets back at every run, so that a bundle put together from two exports is refused by name. A graph of somebody else's
+//! making is looked at first ([`Graph`]).
 
 use crate::cpu;
 use crate::dylib::{self, DylibError, Probed};
@@ -94,7 +95,7 @@ pub enum SessionError {
     },
     /// Numbers that nothing can be ranked by.
     #[error(
-        "{file}: output `{name}` holds {value}; the graph overflows on this machine, try a bundle of another precision"
+        "{file}: output `{name}` holds {value}; the graph overflows on this machine, try another precision"
     )]
     NotFinite {
         /// The graph.
@@ -119,7 +120,7 @@ pub enum Element {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Port {
     /// Name in the graph.
-    pub name: &'static str,
+    pub name: Cow<'static, str>,
     /// Numbers.
     pub element: Element,
     /// Dimensions; `None` is free (batch, sequence).
@@ -144,22 +145,29 @@ pub enum Values<'a> {
     Float32(&'a [f32]),
 }
 
-/// An opened graph. Any thread may run it; runs wait for each other, each using all of the session's threads.
-pub struct Session {
-    file: PathBuf,
-    inputs: Vec<Port>,
-    outputs: Vec<Port>,
-    inner: Mutex<OrtSession>,
+/// An input or output as a graph declares it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outlet {
+    /// Name in the graph.
+    pub name: String,
+    /// Numbers; `None` where nothing here could fill or read them.
+    pub element: Option<Element>,
+    /// Dimensions; `None` is free.
+    pub dims: Vec<Option<usize>>,
+    /// Type and dimensions in words, `?` where they are free.
+    pub description: String,
 }
 
-impl Session {
-    /// Opens a graph that must have exactly these inputs, and at least these outputs.
-    pub fn open(
-        file: &Path,
-        options: &SessionOptions,
-        inputs: Vec<Port>,
-        outputs: Vec<Port>,
-    ) -> Result<Self, SessionError> {
+/// A graph that is loaded but not yet held to anything: what a foreign one has can be looked at before it is decided what
+/// is asked of it.
+pub struct Graph {
+    file: PathBuf,
+    inner: OrtSession,
+}
+
+impl Graph {
+    /// Loads a graph.
+    pub fn load(file: &Path, options: &SessionOptions) -> Result<Self, SessionError> {
         let (_, environment) = environment(options.ort_dylib.as_deref())?;
         let threads = if options.threads == 0 { cpu::physical_cores() } else { options.threads };
         let commit = || -> ort::Result<OrtSession> {
@@ -177,17 +185,31 @@ impl Session {
                 .commit_from_file(file)
         };
         let inner = commit().map_err(ort_error(file, "load the graph"))?;
-        for (what, ports, found) in
-            [("input", &inputs, inner.inputs()), ("output", &outputs, inner.outputs())]
+        Ok(Self { file: file.to_owned(), inner })
+    }
+
+    /// What it takes.
+    pub fn inputs(&self) -> Vec<Outlet> {
+        self.inner.inputs().iter().map(|found| outlet(found.name(), found.dtype())).collect()
+    }
+
+    /// What it gives.
+    pub fn outputs(&self) -> Vec<Outlet> {
+        self.inner.outputs().iter().map(|found| outlet(found.name(), found.dtype())).collect()
+    }
+
+    /// A session, if the graph has exactly these inputs, and at least these outputs.
+    pub fn session(self, inputs: Vec<Port>, outputs: Vec<Port>) -> Result<Session, SessionError> {
+        let file = &self.file;
+        for (what, ports, found) in [("input", &inputs, self.inputs()), ("output", &outputs, self.outputs())]
         {
-            let names: Vec<&str> = found.iter().map(|outlet| outlet.name()).collect();
+            let names: Vec<&str> = found.iter().map(|outlet| outlet.name.as_str()).collect();
             for port in ports {
-                let Some(outlet) = found.iter().find(|outlet| outlet.name() == port.name) else {
-                    return Err(port_error(file, what, port.name, "missing", &names));
+                let Some(outlet) = found.iter().find(|outlet| outlet.name == port.name) else {
+                    return Err(port_error(file, what, &port.name, "missing", &names));
                 };
-                if !port.admits(outlet.dtype()) {
-                    let found = describe(outlet.dtype());
-                    return Err(type_error(file, what, port, found));
+                if !port.admits(outlet) {
+                    return Err(type_error(file, what, port, outlet.description.clone()));
                 }
             }
             let unknown = names.iter().find(|name| !ports.iter().any(|port| port.name == **name));
@@ -195,7 +217,27 @@ impl Session {
                 return Err(port_error(file, what, name, "unknown", &names));
             }
         }
-        Ok(Self { file: file.to_owned(), inputs, outputs, inner: Mutex::new(inner) })
+        Ok(Session { file: self.file, inputs, outputs, inner: Mutex::new(self.inner) })
+    }
+}
+
+/// An opened graph. Any thread may run it; runs wait for each other, each using all of the session's threads.
+pub struct Session {
+    file: PathBuf,
+    inputs: Vec<Port>,
+    outputs: Vec<Port>,
+    inner: Mutex<OrtSession>,
+}
+
+impl Session {
+    /// Opens a graph that must have exactly these inputs, and at least these outputs.
+    pub fn open(
+        file: &Path,
+        options: &SessionOptions,
+        inputs: Vec<Port>,
+        outputs: Vec<Port>,
+    ) -> Result<Self, SessionError> {
+        Graph::load(file, options)?.session(inputs, outputs)
     }
 
     /// Runs the graph: values and shape for every input, in the order given to [`Session::open`]; the outputs come in
@@ -210,13 +252,13 @@ impl Session {
                     Values::Int64(values) => TensorRef::from_array_view((*shape, values))?.into(),
                     Values::Float32(values) => TensorRef::from_array_view((*shape, values))?.into(),
                 };
-                named.push((Cow::Borrowed(port.name), value));
+                named.push((Cow::Borrowed(port.name.as_ref()), value));
             }
             let found = session.run(named)?;
             let mut tensors = Vec::with_capacity(self.outputs.len());
             for port in &self.outputs {
                 // Session::open saw the output; an empty shape fails the check below all the same.
-                let Some(value) = found.get(port.name) else {
+                let Some(value) = found.get(port.name.as_ref()) else {
                     tensors.push((Vec::new(), Vec::new()));
                     continue;
                 };
@@ -236,12 +278,18 @@ impl Session {
                 return Err(type_error(&self.file, "output", port, format!("float {shape:?}")));
             }
             if let Some(&value) = values.iter().find(|value| !value.is_finite()) {
-                let (file, name) = (self.file.clone(), port.name.to_owned());
+                let (file, name) = (self.file.clone(), port.name.to_string());
                 return Err(SessionError::NotFinite { file, name, value });
             }
             tensors.push(Tensor { shape, values });
         }
         Ok(tensors)
+    }
+}
+
+impl std::fmt::Debug for Graph {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Graph").field("file", &self.file).finish_non_exhaustive()
     }
 }
 
@@ -284,24 +332,43 @@ fn environment(ort_dylib: Option<&Path>) -> Result<(Probed, Environment), Sessio
 
 impl Port {
     /// `[batch, seq]` and the like: free dimensions are `None`.
-    pub fn new(name: &'static str, element: Element, dims: impl Into<Vec<Option<usize>>>) -> Self {
-        Self { name, element, dims: dims.into() }
+    pub fn new(
+        name: impl Into<Cow<'static, str>>,
+        element: Element,
+        dims: impl Into<Vec<Option<usize>>>,
+    ) -> Self {
+        Self { name: name.into(), element, dims: dims.into() }
     }
 
-    /// Same type and rank, and no dimension that contradicts.
-    fn admits(&self, found: &ValueType) -> bool {
-        let ValueType::Tensor { ty, shape, .. } = found else { return false };
-        let expected = match self.element {
-            Element::Int64 => TensorElementType::Int64,
-            Element::Float32 => TensorElementType::Float32,
-        };
-        // A free dimension of the graph (-1) is checked at every run.
-        let fits = |(&found, expected): (&i64, &Option<usize>)| match expected {
-            Some(n) => found < 0 || usize::try_from(found) == Ok(*n),
-            None => found < 0,
-        };
-        *ty == expected && shape.len() == self.dims.len() && shape.iter().zip(&self.dims).all(fits)
+    /// Same type and rank, and no dimension that contradicts; a free dimension of the graph is checked at every run.
+    fn admits(&self, found: &Outlet) -> bool {
+        let fits = |(found, expected): (&Option<usize>, &Option<usize>)| found.is_none() || found == expected;
+        found.element == Some(self.element)
+            && found.dims.len() == self.dims.len()
+            && found.dims.iter().zip(&self.dims).all(fits)
     }
+}
+
+fn outlet(name: &str, found: &ValueType) -> Outlet {
+    let (element, dims, description) = match found {
+        ValueType::Tensor { ty, shape, .. } => {
+            let dims: Vec<Option<usize>> = shape.iter().map(|&n| usize::try_from(n).ok()).collect();
+            let (element, kind) = match ty {
+                TensorElementType::Int64 => (Some(Element::Int64), "int64".to_owned()),
+                TensorElementType::Float32 => (Some(Element::Float32), "float".to_owned()),
+                other => (None, other.to_string()),
+            };
+            let description = format!("{kind} {}", in_words(&dims));
+            (element, dims, description)
+        }
+        _ => (None, Vec::new(), "not a tensor".to_owned()),
+    };
+    Outlet { name: name.to_owned(), element, dims, description }
+}
+
+fn in_words(dims: &[Option<usize>]) -> String {
+    let dims: Vec<String> = dims.iter().map(|n| n.map_or("?".into(), |n| n.to_string())).collect();
+    format!("[{}]", dims.join(", "))
 }
 
 fn ort_error<R>(file: &Path, what: &'static str) -> impl FnOnce(ort::Error<R>) -> SessionError {
@@ -326,23 +393,6 @@ fn type_error(file: &Path, what: &'static str, port: &Port, found: String) -> Se
         Element::Int64 => "int64",
         Element::Float32 => "float",
     };
-    let dims: Vec<String> = port.dims.iter().map(|n| n.map_or("?".into(), |n| n.to_string())).collect();
-    let expected = format!("{kind} [{}]", dims.join(", "));
-    SessionError::Type { file: file.to_owned(), what, name: port.name.to_owned(), found, expected }
-}
-
-fn describe(found: &ValueType) -> String {
-    match found {
-        ValueType::Tensor { ty, shape, .. } => {
-            let dims: Vec<String> =
-                shape.iter().map(|&n| if n < 0 { "?".into() } else { n.to_string() }).collect();
-            let kind = match ty {
-                TensorElementType::Int64 => "int64".into(),
-                TensorElementType::Float32 => "float".into(),
-                other => other.to_string(),
-            };
-            format!("{kind} [{}]", dims.join(", "))
-        }
-        _ => "not a tensor".into(),
-    }
+    let expected = format!("{kind} {}", in_words(&port.dims));
+    SessionError::Type { file: file.to_owned(), what, name: port.name.to_string(), found, expected }
 }
