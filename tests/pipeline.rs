@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use tests::data::write_data;
 use tests::model::{copy_dir, edit_json, write_hugging_face, write_model};
+use tests::onnx::write_onnx_embedding;
 use tests::program::{Finished, listing, program, run};
 use tests::repository;
 
@@ -379,6 +380,119 @@ fn an_interrupted_run_has_the_records_of_an_undisturbed_one() {
     run("train", &["compare", text(&data)]).refused(&["no records of a run", "metrics.jsonl"]);
     let unknown = ["compare", runs[0], "--plot", text(&plot), "--metric", "MAP"];
     run("train", &unknown).refused(&["--metric MAP", "MRR@10"]);
+}
+
+/// Baselines, costs, differences and probabilities in one table, and the same differences from the run files: numbers that
+/// a paper or a purchase is decided on, so every part of them must be there, agree with the others, and come twice alike.
+#[test]
+fn a_table_says_what_systems_are_worth_and_whether_they_differ() {
+    let chain = Chain::get();
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    let (data, llm, student) = (chain.path("data"), chain.path("llm"), chain.path("student"));
+    write_onnx_embedding(&at("embedding"), None);
+    let reranked = "teacher, reranking student top 4";
+    let measure = |json: &str, more: &[&str]| {
+        let (json, lines, runs) = (at(json), at("queries.jsonl"), at("runs"));
+        let (teacher, embedding) = (chain.path("teacher"), at("embedding"));
+        let flags = ["eval", "--data", text(&data), "--split", "dev,test", "--bm25", "--dtype", "f32"];
+        let systems =
+            ["--llm-cosine", text(&llm), "--onnx-embedding", text(&embedding), "--student", text(&student)];
+        let rerank = ["--teacher", text(&teacher), "--candidates", "4"];
+        let out = ["--json", text(&json), "--per-query", text(&lines), "--runs", text(&runs)];
+        run("train", &[&flags[..], &systems, &rerank, &out, more].concat())
+    };
+    let told = measure("eval.json", &["--significance", "--baseline", "student", "--calibration"]).done();
+    for words in
+        ["ms/query", "dev, against student", "expected calibration error", "test, student's first 10"]
+    {
+        assert!(told.stdout.contains(words), "lacks {words:?}\n{}", told.stdout);
+    }
+    let numbers: Value = models::files::read_json(&at("eval.json")).unwrap();
+    let systems = ["BM25", "LLM cosine", "ONNX embedding", "student", reranked];
+    let lines = fs::read_to_string(at("queries.jsonl")).unwrap();
+    let lines: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(lines.len(), 2 * systems.len() * 12);
+    for system in systems {
+        let entry = &numbers["splits"]["test"][system];
+        let of_system = lines.iter().filter(|line| line["split"] == "test" && line["system"] == system);
+        let sum: f64 = of_system.map(|line| line["nDCG@10"].as_f64().unwrap()).sum();
+        assert!((entry["metrics"]["nDCG@10"].as_f64().unwrap() - sum / 12.0).abs() < 1e-9, "{system}");
+        assert!(entry["milliseconds_per_query"].as_f64().unwrap() > 0.0, "{system}");
+    }
+    // What the teacher was not shown stays where the student had put it: twelve documents, four of them read.
+    let recall = |system: &str| numbers["splits"]["test"][system]["metrics"]["Recall@10"].as_f64().unwrap();
+    assert_eq!(recall(reranked), recall("student"), "{numbers}");
+    let trec = |name: &str| at("runs").join(format!("test-{name}.trec"));
+    let run_of = |name: &str| -> Vec<Vec<String>> {
+        let split = |line: &str| line.split(' ').map(str::to_owned).collect();
+        fs::read_to_string(trec(name)).unwrap().lines().map(split).collect()
+    };
+    let (first, both) = (run_of("student"), run_of("teacher--reranking-student-top-4"));
+    for (first, both) in first.chunks(12).zip(both.chunks(12)) {
+        let ids = |lines: &[Vec<String>]| lines.iter().map(|fields| fields[2].clone()).collect::<Vec<_>>();
+        assert_eq!(ids(&first[4..]), ids(&both[4..]));
+        let sorted = |mut ids: Vec<String>| {
+            ids.sort();
+            ids
+        };
+        assert_eq!(sorted(ids(&first[..4])), sorted(ids(&both[..4])));
+    }
+    let calibration = &numbers["calibration"]["splits"]["test"];
+    assert_eq!((&calibration["all"]["pairs"], &calibration["top"]["pairs"]), (&json!(144), &json!(120)));
+    let share = |bin: &Value| bin["observed"].as_f64().unwrap() * bin["pairs"].as_f64().unwrap();
+    let relevant: f64 = calibration["all"]["bins"].as_array().unwrap().iter().map(share).sum();
+    assert!((relevant - 12.0).abs() < 1e-9, "{calibration}");
+
+    let tested = at("significance.json");
+    let (a, b) = (trec("student"), trec("bm25"));
+    let flags = ["significance", "--data", text(&data), "--json", text(&tested), text(&a), text(&b)];
+    run("train", &flags).done();
+    let from_files: Value = models::files::read_json(&tested).unwrap();
+    let found = numbers["significance"]["splits"]["test"].as_array().unwrap();
+    let found: Vec<&Value> = found.iter().filter(|difference| difference["system"] == "BM25").collect();
+    assert_eq!(found.len(), 5);
+    for (found, read) in found.into_iter().zip(from_files["differences"].as_array().unwrap()) {
+        for key in ["metric", "difference", "low", "high", "p"] {
+            assert_eq!(found[key], read[key], "{key}");
+        }
+    }
+    measure("again.json", &["--significance", "--baseline", "student", "--calibration"]).done();
+    let again: Value = models::files::read_json(&at("again.json")).unwrap();
+    assert_eq!(
+        (&again["significance"], &again["calibration"]),
+        (&numbers["significance"], &numbers["calibration"])
+    );
+
+    measure("no.json", &["--significance", "--baseline", "bm25"]).refused(&[
+        "--baseline `bm25`: no such system",
+        "`BM25`",
+        reranked,
+    ]);
+    measure("no.json", &["--llm-cosine-layer", "9"]).refused(&["--llm-cosine-layer 9", "4 layers"]);
+    let eval = |flags: &[&str]| run("train", &[&["eval", "--data", text(&data)], flags].concat());
+    eval(&["--bm25", "--significance"]).refused(&["needs two systems or more, there are 1"]);
+    eval(&["--bm25", "--calibration"]).refused(&["--student"]);
+    write_onnx_embedding(&at("image"), Some("pixel_values"));
+    let onnx = |path: &Path, more: &[&str]| eval(&[&["--onnx-embedding", text(path)], more].concat());
+    onnx(&at("image"), &[]).refused(&["model.onnx: has an input `pixel_values`", "`token_type_ids`"]);
+    onnx(&at("runs"), &[]).refused(&["runs: has neither model.onnx nor onnx/model.onnx"]);
+    onnx(&at("eval.json"), &[]).refused(&["has no tokenizer.json"]);
+    fs::write(at("embedding/onnx/model.onnx"), "no graph").unwrap();
+    onnx(&at("embedding"), &[]).refused(&["model.onnx: ONNX Runtime cannot load the graph"]);
+
+    let lines = fs::read_to_string(&a).unwrap();
+    let compare = |line: &str| {
+        let other = at("other.trec");
+        fs::write(&other, lines.clone() + line).unwrap();
+        run("train", &["significance", "--data", text(&data), text(&a), text(&other)])
+    };
+    compare("q00-4 Q0 sofa 13 0.5 x\n").refused(&["other.trec:145", "document `sofa`", "corpus.jsonl"]);
+    compare("q99-4 Q0 lamp 13 0.5 x\n").refused(&["other.trec:145", "query `q99-4`", "queries.jsonl"]);
+    compare("q00-4 Q0 lamp 13 high x\n")
+        .refused(&["other.trec:145", "expected `qid Q0 docno rank sim run_id`"]);
+    let split = ["significance", "--data", text(&data), "--split", "train", text(&a), text(&b)];
+    run("train", &split).refused(&["test-student.trec", "no query of split `train`"]);
 }
 
 fn wait_for(file: &Path) {

@@ -7,6 +7,8 @@
 pub mod data;
 #[path = "support/model.rs"]
 pub mod model;
+#[path = "support/onnx.rs"]
+pub mod onnx;
 #[path = "support/program.rs"]
 pub mod program;
 

@@ -3,7 +3,9 @@
 use clap::{CommandFactory, Parser, Subcommand};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use train::commands::{Outcome, ablate, bench, compare, data, distill, eval, generate, import, teacher};
+use train::commands::{
+    Outcome, ablate, bench, compare, data, distill, eval, generate, import, significance, teacher,
+};
 use train::config_file;
 use train::device::{DeviceArgs, keep_freed_memory};
 
@@ -32,6 +34,7 @@ enum Command {
     Ablate(ablate::Args),
     Eval(eval::Args),
     Compare(compare::Args),
+    Significance(significance::Args),
     Bench(bench::Args),
 }
 
@@ -56,6 +59,7 @@ fn main() -> ExitCode {
         Command::Compare(args) => compare::run(args).map(done),
         Command::Bench(args) => bench::run(args, &cli.device).map(done),
         Command::Eval(args) => eval::run(args, &cli.device).map(done),
+        Command::Significance(args) => significance::run(args).map(done),
     };
     match result {
         Ok(Outcome::Done) => ExitCode::SUCCESS,

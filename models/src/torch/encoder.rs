@@ -54,7 +54,7 @@ pub fn encode(
 }
 
 /// `[n, seq]`: one over the number of the text's tokens on those, zero elsewhere.
-fn pooling_weights(batch: &Batch, passes: &[Encoded]) -> Tensor {
+pub fn pooling_weights(batch: &Batch, passes: &[Encoded]) -> Tensor {
     let seq = batch.input_ids.size()[1] as usize;
     let mut weights = vec![0f32; passes.len() * seq];
     for (pass, row) in passes.iter().zip(weights.chunks_mut(seq.max(1))) {

@@ -1,26 +1,24 @@
-//! `train eval`: teacher zero-shot, teacher, student and BM25 side by side on any BEIR folder.
+//! `train eval`: teacher zero-shot, teacher, student and baselines side by side on any BEIR folder.
 
-use super::distill::open_predictor;
-use crate::bm25::Bm25;
 use crate::device::DeviceArgs;
-use crate::evaluation::{Row, Run, measure, table};
-use crate::features::{FeatureMaker, Side, bar};
-use crate::sampling::{draw, rng};
-use crate::scoring::{Texts, rows_of, score_pairs};
+use crate::evaluation::calibration_table;
+use crate::evaluation::first_stage::Measured;
+use crate::evaluation::onnx_embedding::{OnnxConfig, Pooling};
+use crate::evaluation::report::{Row, SystemValues, table, write_per_query};
+use crate::evaluation::run::{Values, means, per_query};
+use crate::evaluation::significance::{self, compare, find_baseline};
+use crate::evaluation::systems::{Answers, Kind, System, answer};
+use crate::evaluation::task::{Task, TaskConfig};
 use anyhow::{Context, Result, bail};
 use clap::Args as ClapArgs;
-use models::beir::{BeirData, Document, Qrels};
+use models::beir::BeirData;
 use models::files::write_json;
-use models::metrics::Judgements;
-use models::student::StudentConfig;
-use models::torch::{EncoderConfig, Reranker};
-use rand::seq::SliceRandom;
-use serde_json::json;
-use std::collections::{BTreeMap, BTreeSet};
+use runtime::session::SessionOptions;
+use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
 
-/// Documents of each query in a TREC run file.
+/// Documents of each query in a TREC run file, as trec_eval's usual run has them.
 const RUN_DEPTH: usize = 1000;
 
 /// Measure systems on a data set: Recall@k, MRR@10, nDCG@10
@@ -44,6 +42,14 @@ pub struct Args {
     /// The lexical baseline
     #[arg(long)]
     bm25: bool,
+    /// Model directory: cosine of its hidden states' means over each text's tokens, nothing taught
+    #[arg(long, value_name = "DIR")]
+    llm_cosine: Option<PathBuf>,
+    /// Layer whose output is averaged, 0 = embeddings; by default what the head reads (behind the final norm)
+    #[arg(long, value_name = "N", requires = "llm_cosine")]
+    llm_cosine_layer: Option<usize>,
+    #[command(flatten)]
+    onnx: OnnxArgs,
     /// Measure on so many queries of each split, drawn by --seed; 0 = all
     #[arg(long, default_value_t = 0)]
     sample: usize,
@@ -51,247 +57,216 @@ pub struct Args {
     /// whole corpus
     #[arg(long, default_value_t = 0, conflicts_with = "candidates")]
     pool: usize,
-    /// The rerankers score only the student's first so many documents (without a student: BM25's); 0 = all
+    /// The rerankers score only so many documents of each query, the others stay behind them: the student's first ones,
+    /// without a student the ONNX model's, BM25's, or the LLM cosine's; 0 = all
     #[arg(long, default_value_t = 0)]
     candidates: usize,
+    /// Tell whether systems differ: paired bootstrap over the queries
+    #[arg(long)]
+    significance: bool,
+    /// System that the others are compared to, by its name in the table; by default the first
+    #[arg(long, value_name = "NAME", requires = "significance")]
+    baseline: Option<String>,
+    /// Tell whether the student's probabilities hold: reliability bins, expected calibration error, Brier score
+    #[arg(long, requires = "student")]
+    calibration: bool,
+    /// Documents of each query that are looked at apart from all pairs
+    #[arg(long, value_name = "K", default_value_t = 10, requires = "calibration")]
+    calibration_top: usize,
     /// Write all numbers as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Write each query's metrics, a JSON object per line
+    #[arg(long, value_name = "FILE")]
+    per_query: Option<PathBuf>,
     /// Write TREC run files, one per split and system
     #[arg(long, value_name = "DIR")]
     runs: Option<PathBuf>,
-    /// Seed of the sample and of the pool
+    /// Seed of the sample, the pool and the bootstrap
     #[arg(long, default_value_t = 0)]
     seed: u64,
 }
 
-/// The data set of one split.
-struct Split<'a> {
-    data: &'a BeirData,
-    contents: &'a [String],
-    qrels: Qrels,
-    /// Documents that each query's systems rank, by query id; all where it is empty.
-    pools: BTreeMap<String, Vec<usize>>,
-}
-
-impl Split<'_> {
-    fn queries(&self) -> Vec<(&str, usize)> {
-        self.qrels.keys().map(|id| (id.as_str(), self.data.query_index[id])).collect()
-    }
-
-    fn text(&self, place: usize) -> &str {
-        &self.data.queries[place].text
-    }
-
-    /// Places of the documents that are ranked for a query.
-    fn documents(&self, query: &str) -> Vec<usize> {
-        self.pools.get(query).cloned().unwrap_or_else(|| (0..self.data.documents.len()).collect())
-    }
-
-    fn all_pairs(&self) -> Vec<(usize, usize)> {
-        let pairs = |(id, query): (&str, usize)| {
-            self.documents(id).into_iter().map(move |document| (query, document))
-        };
-        self.queries().into_iter().flat_map(pairs).collect()
-    }
+/// Somebody else's embedding model.
+#[derive(Debug, ClapArgs)]
+struct OnnxArgs {
+    /// Embedding model as ONNX: a graph with its tokenizer.json, or a folder with model.onnx or onnx/model.onnx
+    #[arg(long, value_name = "DIR_OR_FILE")]
+    onnx_embedding: Option<PathBuf>,
+    /// How its token vectors become one; by default as the graph or 1_Pooling/config.json says, else mean
+    #[arg(long, value_enum, requires = "onnx_embedding")]
+    onnx_pooling: Option<Pooling>,
+    /// Put before every query, e.g. "query: " for E5
+    #[arg(
+        long,
+        value_name = "TEXT",
+        default_value = "",
+        hide_default_value = true,
+        requires = "onnx_embedding"
+    )]
+    onnx_query_prefix: String,
+    /// Put before every document, e.g. "passage: " for E5
+    #[arg(
+        long,
+        value_name = "TEXT",
+        default_value = "",
+        hide_default_value = true,
+        requires = "onnx_embedding"
+    )]
+    onnx_document_prefix: String,
+    /// ONNX Runtime library; searched for where it is not named
+    #[arg(long, value_name = "FILE", requires = "onnx_embedding")]
+    ort_dylib: Option<PathBuf>,
 }
 
 /// Measures every system on every split.
 pub fn run(args: &Args, device: &DeviceArgs) -> Result<()> {
-    if args.zero_shot.is_none() && args.teacher.is_none() && args.student.is_none() && !args.bm25 {
-        bail!("nothing to measure: give --student, --teacher, --zero-shot or --bm25");
-    }
-    if args.candidates > 0 && args.student.is_none() && !args.bm25 {
-        bail!("--candidates {} needs --student or --bm25 to choose them", args.candidates);
-    }
+    let systems = plan(args, device)?;
+    let names: Vec<&str> = systems.iter().map(|system| system.name.as_str()).collect();
+    let baseline = match args.significance {
+        true => Some(find_baseline(&names, args.baseline.as_deref())?),
+        false => None,
+    };
     let data = BeirData::open(&args.data)?;
-    let contents: Vec<String> = data.documents.iter().map(Document::contents).collect();
-    let mut results = serde_json::Map::new();
-    let splits = args.split.iter().map(|name| {
-        let qrels = sampled(data.qrels(name)?, args);
-        let pools = pools(&data, &qrels, args);
-        Ok((name, Split { data: &data, contents: &contents, qrels, pools }))
-    });
-    let splits = splits.collect::<Result<Vec<_>>>()?;
-    let mut runs: Vec<Vec<(String, Run, f64)>> = splits.iter().map(|_| Vec::new()).collect();
-    if args.bm25 {
-        for ((_, split), runs) in splits.iter().zip(&mut runs) {
-            runs.push(timed("BM25", || Ok(bm25_run(split)))?);
-        }
+    let config = TaskConfig {
+        sample: args.sample,
+        pool: args.pool,
+        depth: RUN_DEPTH.max(args.candidates),
+        seed: args.seed,
+    };
+    let task = Task::new(&data, &args.split, config)?;
+    let mut answers: Vec<Answers> = Vec::new();
+    for system in &systems {
+        answers.push(answer(system, &task, device, &answers)?);
     }
-    if let Some(dir) = &args.student {
-        let config = StudentConfig::open(dir)?;
-        let llm = Reranker::open(dir, &device.open(None)?)?;
-        for ((_, split), runs) in splits.iter().zip(&mut runs) {
-            runs.push(timed("student", || student_run(dir, &config, &llm, split))?);
+    let (mut results, mut differences, mut calibrations) = (Map::new(), Map::new(), Map::new());
+    let mut lines: Vec<(&str, &str, BTreeMap<String, Values>)> = Vec::new();
+    for (place, split) in task.splits.iter().enumerate() {
+        let measured: Vec<&Measured> = answers.iter().map(|answers| &answers.splits[place]).collect();
+        let values: Vec<_> = measured.iter().map(|measured| per_query(&measured.run, &split.qrels)).collect();
+        let rows: Vec<Row> = names.iter().zip(&measured).zip(&values).map(row).collect();
+        println!("{}", table(&format!("{}, {} documents", split.name, task.ranked_documents()), &rows));
+        results.insert(split.name.clone(), json_of(&rows));
+        if let Some(baseline) = baseline {
+            let systems: Vec<_> = names
+                .iter()
+                .zip(&values)
+                .map(|(name, values)| significance::Measured { name, values })
+                .collect();
+            let found = compare(&systems, baseline, args.seed);
+            println!("{}", significance::table(&split.name, &found));
+            differences.insert(split.name.clone(), json!(found));
         }
-    }
-    for (name, dir) in [("teacher zero-shot", &args.zero_shot), ("teacher", &args.teacher)] {
-        let Some(dir) = dir else { continue };
-        let teacher = Reranker::open(dir, &device.open(None)?)?;
-        for ((_, split), runs) in splits.iter().zip(&mut runs) {
-            // The last first-stage run: the student's where there is one.
-            let first = runs.iter().rev().find(|(name, ..)| !name.starts_with("teacher"));
-            let first =
-                first.filter(|_| args.candidates > 0).map(|(name, run, _)| (name.clone(), run.clone()));
-            let label = match &first {
-                Some((first, _)) => format!("{name}, reranking {first} top {}", args.candidates),
-                None => name.to_owned(),
-            };
-            runs.push(timed(&label, || {
-                teacher_run(&teacher, split, first.as_ref().map(|f| &f.1), args.candidates)
-            })?);
+        for calibration in answers.iter().filter_map(|answers| Some(&answers.calibration.as_ref()?[place])) {
+            let title = format!("{}, student's first {}", split.name, args.calibration_top);
+            println!("{}", calibration_table::table(&title, &calibration.top));
+            println!("{}", calibration_table::table(&format!("{}, all pairs", split.name), &calibration.all));
+            calibrations.insert(split.name.clone(), json!(calibration));
         }
-    }
-    for ((name, split), runs) in splits.iter().zip(&runs) {
-        let rows: Vec<Row> = runs
-            .iter()
-            .map(|(system, run, seconds)| Row {
-                name: system.clone(),
-                queries: split.qrels.len(),
-                metrics: measure(run, &split.qrels),
-                seconds: *seconds,
-            })
-            .collect();
-        let ranked = if args.pool > 0 { args.pool.min(data.documents.len()) } else { data.documents.len() };
-        println!("{}", table(&format!("{name}, {ranked} documents"), &rows));
         if let Some(dir) = &args.runs {
-            write_runs(dir, name, runs)?;
+            write_runs(dir, &split.name, &names, &measured)?;
         }
-        let systems: BTreeMap<&str, _> = rows
-            .iter()
-            .map(|row| {
-                (
-                    row.name.as_str(),
-                    json!({ "queries": row.queries, "metrics": row.metrics, "seconds": row.seconds }),
-                )
-            })
-            .collect();
-        results.insert((*name).clone(), json!(systems));
+        lines.extend(names.iter().zip(values).map(|(name, values)| (split.name.as_str(), *name, values)));
+    }
+    if let Some(file) = &args.per_query {
+        let systems = lines.iter().map(|(split, system, values)| SystemValues { split, system, values });
+        write_per_query(file, &systems.collect::<Vec<_>>())?;
     }
     if let Some(file) = &args.json {
-        write_json(
-            file,
-            &json!({
-                "data": args.data, "documents": data.documents.len(), "pool": args.pool, "sample": args.sample,
-                "seed": args.seed, "splits": results,
-            }),
-        )?;
+        let mut report = json!({
+            "data": args.data, "documents": data.documents.len(), "pool": args.pool, "sample": args.sample,
+            "seed": args.seed, "splits": results,
+        });
+        if args.significance {
+            report["significance"] = json!({ "resamples": significance::RESAMPLES, "splits": differences });
+        }
+        if args.calibration {
+            report["calibration"] = json!({ "top": args.calibration_top, "splits": calibrations });
+        }
+        write_json(file, &report)?;
     }
     Ok(())
 }
 
-fn sampled(mut qrels: Qrels, args: &Args) -> Qrels {
-    // Queries without a relevant document measure nothing.
-    qrels.retain(|_, judgements| judgements.values().any(|gain| *gain > 0));
-    if args.sample > 0 && args.sample < qrels.len() {
-        let mut ids: Vec<String> = qrels.keys().cloned().collect();
-        ids.shuffle(&mut rng(args.seed, "sample", 0));
-        ids.truncate(args.sample);
-        qrels.retain(|id, _| ids.contains(id));
+/// Systems in the order of the table.
+fn plan(args: &Args, device: &DeviceArgs) -> Result<Vec<System>> {
+    let mut systems: Vec<System> = Vec::new();
+    let mut add = |name: &str, kind| systems.push(System { name: name.to_owned(), kind });
+    if args.bm25 {
+        add("BM25", Kind::Bm25);
     }
-    qrels
-}
-
-/// The relevant documents of each query and others drawn at random; empty where the whole corpus is ranked.
-fn pools(data: &BeirData, qrels: &Qrels, args: &Args) -> BTreeMap<String, Vec<usize>> {
-    if args.pool == 0 || args.pool >= data.documents.len() {
-        return BTreeMap::new();
+    if let Some(dir) = args.llm_cosine.clone() {
+        add("LLM cosine", Kind::LlmCosine { dir, layer: args.llm_cosine_layer });
     }
-    let all: Vec<usize> = (0..data.documents.len()).collect();
-    let pool = |(query, judgements): (&String, &Judgements)| {
-        let relevant = judgements.iter().filter(|(_, gain)| **gain > 0);
-        let mut chosen: BTreeSet<usize> = relevant.map(|(id, _)| data.document_index[id]).collect();
-        let missing = args.pool.saturating_sub(chosen.len());
-        let mut rng = rng(args.seed, "pool", data.query_index[query] as u64);
-        chosen.extend(draw(&all, missing, &chosen, &mut rng));
-        (query.clone(), chosen.into_iter().collect())
-    };
-    qrels.iter().map(pool).collect()
-}
-
-fn timed(name: &str, run: impl FnOnce() -> Result<Run>) -> Result<(String, Run, f64)> {
-    let start = Instant::now();
-    let run = run().with_context(|| format!("cannot measure {name}"))?;
-    Ok((name.to_owned(), run, start.elapsed().as_secs_f64()))
-}
-
-fn bm25_run(split: &Split) -> Run {
-    let bm25 = Bm25::new(split.contents.iter().map(String::as_str));
-    let mut run = Run::default();
-    for (id, place) in split.queries() {
-        let scores: Vec<f32> = bm25.scores(split.text(place));
-        for document in split.documents(id) {
-            run.add(id, &split.data.documents[document].id, scores[document]);
-        }
+    if let Some(path) = args.onnx.onnx_embedding.clone() {
+        let session = SessionOptions {
+            ort_dylib: args.onnx.ort_dylib.clone(),
+            threads: device.threads,
+            ..Default::default()
+        };
+        let config = OnnxConfig {
+            path,
+            pooling: args.onnx.onnx_pooling,
+            query_prefix: args.onnx.onnx_query_prefix.clone(),
+            document_prefix: args.onnx.onnx_document_prefix.clone(),
+            session,
+        };
+        add("ONNX embedding", Kind::Onnx(config));
     }
-    run
-}
-
-fn student_run(dir: &Path, config: &StudentConfig, llm: &Reranker, split: &Split) -> Result<Run> {
-    let predictor = open_predictor(dir, config, llm.device())?;
-    let encoder = EncoderConfig { layers: config.latents.layers.clone(), residual: config.residual };
-    let mut maker = FeatureMaker::new(llm, encoder, None)?;
-    let documents: Vec<&str> = split.contents.iter().map(String::as_str).collect();
-    let documents = maker.make(Side::Document, &documents)?;
-    let queries = split.queries();
-    let texts: Vec<&str> = queries.iter().map(|(_, place)| split.text(*place)).collect();
-    let features = maker.make(Side::Query, &texts)?;
-    let _guard = tch::no_grad_guard();
-    let inner = predictor.document_side(&predictor.document.apply(&documents.latent), false);
-    let latents = predictor.query.apply(&features.latent).0;
-    let mut run = Run::default();
-    for (row, (id, _)) in queries.iter().enumerate() {
-        let row = row as i64;
-        let answer = features.answer.as_ref().map(|answer| answer.narrow(0, row, 1));
-        let side = predictor.query_side(
-            &models::torch::predictor::Standardised(latents.narrow(0, row, 1)),
-            answer.as_ref(),
-            false,
+    if let Some(dir) = args.student.clone() {
+        let calibration = args.calibration.then_some(args.calibration_top);
+        add("student", Kind::Student { dir, calibration });
+    }
+    let first = Kind::first_stage(&systems).filter(|_| args.candidates > 0);
+    for (name, dir) in [("teacher zero-shot", &args.zero_shot), ("teacher", &args.teacher)] {
+        let Some(dir) = dir.clone() else { continue };
+        let name = match first {
+            Some(place) => format!("{name}, reranking {} top {}", systems[place].name, args.candidates),
+            None => name.to_owned(),
+        };
+        systems
+            .push(System { name, kind: Kind::Teacher { dir, first: first.map(|p| (p, args.candidates)) } });
+    }
+    if systems.is_empty() {
+        bail!(
+            "nothing to measure: give --student, --teacher, --zero-shot, --bm25, --llm-cosine or --onnx-embedding"
         );
-        let scores = rows_of(&predictor.score(&side, &inner))?.swap_remove(0);
-        for document in split.documents(id) {
-            run.add(id, &split.data.documents[document].id, scores[document]);
-        }
     }
-    Ok(run)
+    if args.candidates > 0 && first.is_none() {
+        let n = args.candidates;
+        bail!("--candidates {n} needs --student, --onnx-embedding, --bm25 or --llm-cosine to choose them");
+    }
+    Ok(systems)
 }
 
-/// All documents, or the first `candidates` of another run.
-fn teacher_run(teacher: &Reranker, split: &Split, first: Option<&Run>, candidates: usize) -> Result<Run> {
-    let pairs = match first {
-        None => split.all_pairs(),
-        Some(first) => {
-            let place = |id: &String| split.data.document_index[id];
-            let top = first.top(candidates);
-            top.iter()
-                .flat_map(|(query, ids)| ids.iter().map(move |id| (split.data.query_index[query], place(id))))
-                .collect()
-        }
+fn row(((name, measured), values): ((&&str, &&Measured), &BTreeMap<String, Values>)) -> Row {
+    Row {
+        name: (*name).to_owned(),
+        queries: values.len(),
+        metrics: means(values.values()),
+        seconds: measured.documents + measured.per_query * values.len() as f64,
+        milliseconds: measured.per_query * 1e3,
+    }
+}
+
+fn json_of(rows: &[Row]) -> Value {
+    let system = |row: &Row| {
+        json!({
+            "queries": row.queries, "metrics": row.metrics, "seconds": row.seconds,
+            "milliseconds_per_query": row.milliseconds,
+        })
     };
-    let queries: Vec<&str> = split.data.queries.iter().map(|query| query.text.as_str()).collect();
-    let documents: Vec<&str> = split.contents.iter().map(String::as_str).collect();
-    let bar = bar(pairs.len(), "teacher pairs");
-    let mut run = Run::default();
-    score_pairs(teacher, &Texts { queries: &queries, documents: &documents }, &pairs, false, |scored| {
-        bar.inc(scored.len() as u64);
-        for pair in scored {
-            run.add(&split.data.queries[pair.query].id, &split.data.documents[pair.document].id, pair.score);
-        }
-        Ok(())
-    })?;
-    bar.finish_and_clear();
-    Ok(run)
+    rows.iter().map(|row| (row.name.clone(), system(row))).collect::<Map<_, _>>().into()
 }
 
-fn write_runs(dir: &Path, split: &str, runs: &[(String, Run, f64)]) -> Result<()> {
+fn write_runs(dir: &Path, split: &str, names: &[&str], measured: &[&Measured]) -> Result<()> {
     std::fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
-    for (name, run, _) in runs {
+    for (name, measured) in names.iter().zip(measured) {
         let name: String = name
             .chars()
             .map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' })
             .collect();
-        run.write_trec(&dir.join(format!("{split}-{name}.trec")), &name, RUN_DEPTH)?;
+        measured.run.write_trec(&dir.join(format!("{split}-{name}.trec")), &name, RUN_DEPTH)?;
     }
     Ok(())
 }

@@ -9,6 +9,7 @@ pub mod eval;
 pub mod generate;
 pub mod import;
 mod run_args;
+pub mod significance;
 pub mod teacher;
 
 /// What a command that ran to its end has to say by its exit code.

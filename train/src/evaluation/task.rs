@@ -1,0 +1,143 @@
+//! What is asked: the queries of some splits, and the documents that each one's systems rank.
+
+use crate::sampling::{draw, rng};
+use anyhow::Result;
+use models::beir::{BeirData, Document, Qrels};
+use models::metrics::Judgements;
+use rand::seq::SliceRandom;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+
+/// Parts of a data set to measure on.
+#[derive(Debug, Clone, Copy)]
+pub struct TaskConfig {
+    /// Queries of each split, drawn; 0 = all.
+    pub sample: usize,
+    /// Documents that each query's systems rank: the relevant ones and others drawn; 0 = the whole corpus.
+    pub pool: usize,
+    /// Documents that a run keeps of each query.
+    pub depth: usize,
+    /// Seed of sample and pool.
+    pub seed: u64,
+}
+
+/// One split's queries.
+pub struct Split {
+    /// Its name.
+    pub name: String,
+    /// Judgements of the queries that are measured on.
+    pub qrels: Qrels,
+    /// Documents that each query's systems rank, by query id; all where it is empty.
+    pools: BTreeMap<String, BTreeSet<usize>>,
+}
+
+/// A data set with the splits to measure on.
+pub struct Task<'a> {
+    /// The data set.
+    pub data: &'a BeirData,
+    /// What is encoded of each document.
+    pub contents: Vec<String>,
+    /// Splits in the order asked for.
+    pub splits: Vec<Split>,
+    /// How much is measured.
+    pub config: TaskConfig,
+}
+
+/// One query of one split.
+#[derive(Debug, Clone, Copy)]
+pub struct Asked<'a> {
+    /// Place of the split.
+    pub split: usize,
+    /// Query id.
+    pub id: &'a str,
+    /// Place of the query in the data set.
+    pub place: usize,
+    /// What is asked.
+    pub text: &'a str,
+    pool: Option<&'a BTreeSet<usize>>,
+}
+
+impl Asked<'_> {
+    /// Whether the document at this place is ranked for the query.
+    pub fn ranks(&self, document: usize) -> bool {
+        self.pool.is_none_or(|pool| pool.contains(&document))
+    }
+}
+
+impl<'a> Task<'a> {
+    /// Reads the splits' judgements.
+    pub fn new(data: &'a BeirData, splits: &[String], config: TaskConfig) -> Result<Self> {
+        let splits = splits.iter().map(|name| {
+            let qrels = sampled(data.qrels(name)?, config);
+            let pools = pools(data, &qrels, config);
+            Ok(Split { name: name.clone(), qrels, pools })
+        });
+        let splits = splits.collect::<Result<_>>()?;
+        let contents = data.documents.iter().map(Document::contents).collect();
+        Ok(Self { data, contents, splits, config })
+    }
+
+    /// Queries of all splits, split by split.
+    pub fn asked(&self) -> Vec<Asked<'_>> {
+        let mut all = Vec::new();
+        for (split, parts) in self.splits.iter().enumerate() {
+            for id in parts.qrels.keys() {
+                let place = self.data.query_index[id];
+                let text = self.data.queries[place].text.as_str();
+                all.push(Asked { split, id, place, text, pool: parts.pools.get(id) });
+            }
+        }
+        all
+    }
+
+    /// Places of the documents that some query ranks, texts of similar length together: a block is padded little.
+    pub fn documents(&self) -> Vec<usize> {
+        let pooled: HashSet<usize> =
+            self.splits.iter().flat_map(|s| s.pools.values().flatten()).copied().collect();
+        let mut places: Vec<usize> =
+            (0..self.contents.len()).filter(|place| pooled.is_empty() || pooled.contains(place)).collect();
+        places.sort_by_key(|place| (self.contents[*place].len(), *place));
+        places
+    }
+
+    /// Places of the documents that are relevant to a query.
+    pub fn relevant(&self, asked: &Asked) -> HashSet<usize> {
+        let judgements = self.splits[asked.split].qrels.get(asked.id).into_iter().flatten();
+        judgements.filter(|(_, gain)| **gain > 0).map(|(id, _)| self.data.document_index[id]).collect()
+    }
+
+    /// How many documents each query's systems rank.
+    pub fn ranked_documents(&self) -> usize {
+        let all = self.contents.len();
+        if self.config.pool > 0 { self.config.pool.min(all) } else { all }
+    }
+}
+
+fn sampled(mut qrels: Qrels, config: TaskConfig) -> Qrels {
+    // Queries without a relevant document measure nothing.
+    qrels.retain(|_, judgements| judgements.values().any(|gain| *gain > 0));
+    if config.sample > 0 && config.sample < qrels.len() {
+        let mut ids: Vec<String> = qrels.keys().cloned().collect();
+        ids.shuffle(&mut rng(config.seed, "sample", 0));
+        ids.truncate(config.sample);
+        let ids: HashSet<String> = ids.into_iter().collect();
+        qrels.retain(|id, _| ids.contains(id));
+    }
+    qrels
+}
+
+/// The relevant documents of each query and others drawn at random; empty where the whole corpus is ranked.
+fn pools(data: &BeirData, qrels: &Qrels, config: TaskConfig) -> BTreeMap<String, BTreeSet<usize>> {
+    if config.pool == 0 || config.pool >= data.documents.len() {
+        return BTreeMap::new();
+    }
+    let all: Vec<usize> = (0..data.documents.len()).collect();
+    let pool = |(query, judgements): (&String, &Judgements)| {
+        let relevant = judgements.iter().filter(|(_, gain)| **gain > 0);
+        let mut chosen: BTreeSet<usize> = relevant.map(|(id, _)| data.document_index[id]).collect();
+        let missing = config.pool.saturating_sub(chosen.len());
+        let mut rng = rng(config.seed, "pool", data.query_index[query] as u64);
+        chosen.extend(draw(&all, missing, &chosen, &mut rng));
+        (query.clone(), chosen)
+    };
+    qrels.iter().map(pool).collect()
+}
