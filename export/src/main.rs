@@ -44,7 +44,7 @@ fn main() -> ExitCode {
     match run(Args::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("export: {error:#}");
+            eprintln!("export: {}", models::error::sentence(error.as_ref()));
             ExitCode::from(2)
         }
     }

@@ -86,23 +86,10 @@ fn main() -> ExitCode {
         // Whoever read our output has seen enough (`runtime query ... | head -1`).
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("runtime: {}", sentence(&error));
+            eprintln!("runtime: {}", models::error::sentence(error.as_ref()));
             ExitCode::from(2)
         }
     }
-}
-
-/// The chain of causes, each once: many errors quote their cause in their own words already.
-fn sentence(error: &anyhow::Error) -> String {
-    let mut sentence = String::new();
-    for cause in error.chain().map(ToString::to_string) {
-        if sentence.is_empty() {
-            sentence = cause;
-        } else if !sentence.contains(&cause) {
-            sentence = format!("{sentence}: {cause}");
-        }
-    }
-    sentence
 }
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {

@@ -43,7 +43,7 @@ fn main() -> ExitCode {
     let typed = match config_file::expand(std::env::args_os().collect(), &Cli::command()) {
         Ok(typed) => typed,
         Err(error) => {
-            eprintln!("train: {error:#}");
+            eprintln!("train: {}", models::error::sentence(error.as_ref()));
             return ExitCode::from(2);
         }
     };
@@ -65,7 +65,7 @@ fn main() -> ExitCode {
         Ok(Outcome::Done) => ExitCode::SUCCESS,
         Ok(Outcome::Found) => ExitCode::from(1),
         Err(error) => {
-            eprintln!("train: {error:#}");
+            eprintln!("train: {}", models::error::sentence(error.as_ref()));
             ExitCode::from(2)
         }
     }

@@ -3,6 +3,7 @@
 use crate::device::DeviceArgs;
 use crate::losses::choice_cross_entropy;
 use crate::optim::AdamW;
+use crate::record::plot::{Axis, LineChart, Series};
 use anyhow::{Result, bail};
 use clap::{Args as ClapArgs, Subcommand};
 use models::files::write_json;
@@ -169,6 +170,7 @@ fn rerank(args: &RerankArgs, device: &DeviceArgs) -> Result<()> {
         models::files::write_atomic(&dir.join("table.md"), |writer| {
             std::io::Write::write_all(writer, table.as_bytes())
         })?;
+        chart(&costs).write(&dir.join("cost.svg"))?;
         let rows: Vec<Value> = costs
             .iter()
             .map(|c| json!({ "tokens": c.length, "scratch_ms": c.scratch, "cached_ms": c.cached, "student_ms": c.student }))
@@ -223,6 +225,22 @@ fn cost(model: &Reranker, layers: &[usize], length: usize, query: &[u32], querie
     let student =
         milliseconds(&|| Ok(encode(&model.decoder, &encoder, std::slice::from_ref(&pass))?.latent), queries)?;
     Ok(Cost { length, scratch, cached, student })
+}
+
+fn chart(costs: &[Cost]) -> LineChart {
+    let series = |name: &str, of: fn(&Cost) -> f64| {
+        Series::new(name, costs.iter().map(|cost| (cost.length as f64, of(cost))).collect())
+    };
+    LineChart {
+        title: "What a pair costs".into(),
+        x: Axis::log("document tokens"),
+        y: Axis::log("milliseconds per pair"),
+        series: vec![
+            series("teacher, from scratch", |cost| cost.scratch),
+            series("teacher, shared cache", |cost| cost.cached),
+            series("student", |cost| cost.student),
+        ],
+    }
 }
 
 fn table(costs: &[Cost], queries: usize, query_tokens: usize) -> String {
