@@ -196,6 +196,7 @@ mod tests {
         History {
             steps: (1..=steps).map(|step| metrics(&[("loss", 1.0 / step as f64), ("tokens", 9.0)])).collect(),
             evaluations: vec![metrics(&[("MRR@10", 0.25), ("step", 2.0)])],
+            best_step: None,
             complete: false,
         }
     }
@@ -216,7 +217,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let run = RunDir::beside(&dir.path().join("teacher"));
         let settings = json!({ "command": "teacher" });
-        let empty = History { steps: Vec::new(), evaluations: Vec::new(), complete: false };
+        let empty = History { steps: Vec::new(), evaluations: Vec::new(), best_step: None, complete: false };
         record(&mut run.recorder(&settings, &empty).unwrap(), 1..=5);
         let file = dir.path().join("teacher.run/metrics.jsonl");
         let before = run.records().unwrap();
