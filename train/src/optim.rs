@@ -24,7 +24,7 @@ pub struct AdamW {
 }
 
 impl AdamW {
-    /// Moments start at zero, in f32 whatever the parameters' kind.
+    /// Moments start at zero. Parameters are f32, as all of this project's are.
     pub fn new(parameters: Vec<(String, Tensor)>, weight_decay: f64) -> Self {
         let slots = parameters.into_iter().map(|(name, parameter)| {
             let zeros = || Tensor::zeros(parameter.size(), (Kind::Float, parameter.device()));
@@ -44,8 +44,7 @@ impl AdamW {
     /// Scales all gradients so that their joint length is at most `max_norm`; gives the length before.
     pub fn clip_grad_norm(&mut self, max_norm: f64) -> f64 {
         no_grad(|| {
-            let squares: Vec<Tensor> =
-                self.gradients().map(|g| g.to_kind(Kind::Float).square().sum(Kind::Float)).collect();
+            let squares: Vec<Tensor> = self.gradients().map(|g| g.norm().square()).collect();
             if squares.is_empty() {
                 return 0.0;
             }
@@ -67,6 +66,10 @@ impl AdamW {
     /// One update with rate `lr`; parameters without a gradient stay.
     pub fn step(&mut self, lr: f64) {
         self.step += 1;
+        if lr == 0.0 {
+            // The last step of a schedule that falls to zero moves nothing, and would divide by it.
+            return;
+        }
         let correction1 = 1.0 - BETA1.powf(self.step as f64);
         let correction2 = 1.0 - BETA2.powf(self.step as f64);
         no_grad(|| {
@@ -75,16 +78,18 @@ impl AdamW {
                 if !gradient.defined() {
                     continue;
                 }
-                let gradient = gradient.to_kind(Kind::Float);
                 let _ = slot.first.lerp_(&gradient, 1.0 - BETA1);
                 let _ = slot.second.g_mul_scalar_(BETA2);
                 let _ = slot.second.addcmul_(&gradient, &gradient.g_mul_scalar(1.0 - BETA2));
                 if slot.decays {
                     let _ = slot.parameter.g_mul_scalar_(1.0 - lr * self.weight_decay);
                 }
-                let denominator = (&slot.second / correction2).sqrt() + EPSILON;
-                let update = (&slot.first / denominator) * (lr / correction1);
-                let _ = slot.parameter.g_sub_(&update.to_kind(slot.parameter.kind()));
+                // -lr * (m / c1) / (sqrt(v / c2) + eps), with all factors in the denominator and in place: on a CPU the
+                // optimizer is bound by memory, and each pass over an LLM's weights counts.
+                let scale = -correction1 / lr;
+                let mut denominator = slot.second.sqrt();
+                let _ = denominator.g_mul_scalar_(scale / correction2.sqrt()).g_add_scalar_(scale * EPSILON);
+                let _ = slot.parameter.addcdiv_(&slot.first, &denominator);
             }
         });
     }
