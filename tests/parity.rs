@@ -10,7 +10,7 @@ use models::prompt::{PromptError, PromptTemplate, Prompter, Truncation, open_tok
 use models::student::{PREDICTOR_FILE, Residual, StudentConfig};
 use models::torch::predictor::Standardised;
 use models::torch::spectral::Moments;
-use models::torch::{EncoderConfig, OpenOptions, Predictor, Reranker, encode};
+use models::torch::{EncoderConfig, LoraConfig, OpenOptions, Pairs, Predictor, Recompute, Reranker, encode};
 use proptest::prelude::*;
 use runtime::bundle::Bundle;
 use runtime::encoder::{Embedding, Encoder};
@@ -94,6 +94,78 @@ fn cached_teacher_scores_are_those_of_the_whole_prompt() {
     let spread = different.iter().copied().fold(f32::MIN, f32::max)
         - different.iter().copied().fold(f32::MAX, f32::min);
     assert!(spread > 0.1, "scores differ by {spread} only");
+}
+
+/// What one training pass over padded documents and queries gives.
+struct Pass {
+    loss: f64,
+    /// Of everything trainable.
+    gradients: Vec<(String, Vec<f32>)>,
+    /// Of the loss along a fixed random direction, from the gradients.
+    slope: f64,
+}
+
+/// One pass with the parameters moved by `shift` along that direction; everything random is the same each time.
+fn training_pass(dir: &Path, lora: Option<LoraConfig>, checkpointing: bool, shift: f64) -> Pass {
+    tch::manual_seed(3);
+    let options = OpenOptions { device: Device::Cpu, compute: Kind::Float, lora };
+    let teacher = Reranker::open(dir, &options).unwrap();
+    let mut directions = Vec::new();
+    for (name, parameter) in teacher.parameters() {
+        let direction = parameter.randn_like();
+        tch::no_grad(|| {
+            let mut parameter = parameter.shallow_clone();
+            // B of an adapter starts at zero, and then A has no gradient to compare.
+            if name.contains("lora_B") {
+                let _ = parameter.normal_(0.0, 0.1);
+            }
+            parameter += &direction * shift;
+        });
+        directions.push(direction);
+    }
+    let documents = documents();
+    let continuations: Vec<Vec<u32>> = (0..QUERIES.len() * documents.len())
+        .map(|pair| teacher.prompter.continuation(QUERIES[pair / documents.len()]).unwrap())
+        .collect();
+    let rows: Vec<i64> = (0..continuations.len()).map(|pair| (pair % documents.len()) as i64).collect();
+    let pairs = Pairs { documents: &rows, continuations: &continuations };
+    let mut pass = teacher.training_pass(&documents, &pairs, checkpointing).unwrap();
+    let back = pass.way_back();
+    assert_eq!(back.len(), if checkpointing { 2 } else { 0 });
+    let weights = Tensor::from_slice(&rows).to_kind(Kind::Float) - 1.5;
+    let loss = (teacher.score(&pass.hidden).unwrap() * weights).sum(Kind::Float);
+    loss.backward();
+    back.into_iter().rev().for_each(Recompute::backward);
+    let (mut gradients, mut slope) = (Vec::new(), 0.0);
+    for ((name, parameter), direction) in teacher.parameters().into_iter().zip(directions) {
+        slope += (parameter.grad() * direction).sum(Kind::Double).double_value(&[]);
+        gradients.push((name, Vec::<f32>::try_from(parameter.grad().contiguous().view(-1)).unwrap()));
+    }
+    Pass { loss: loss.double_value(&[]), gradients, slope }
+}
+
+/// A layer run again must give the gradient that it would have given at once, through the documents' keys and values
+/// too, and drop the same numbers again where adapters have dropout.
+#[test]
+fn checkpointing_does_not_change_the_gradient() {
+    let dir = tempfile::tempdir().unwrap();
+    write_model(dir.path(), 1);
+    let lora = |dropout| Some(LoraConfig { rank: 2, dropout, ..LoraConfig::default() });
+    for lora in [None, lora(0.0)] {
+        let kept = training_pass(dir.path(), lora.clone(), false, 0.0);
+        let again = training_pass(dir.path(), lora, true, 0.0);
+        assert!((kept.loss - again.loss).abs() < 1e-4 * kept.loss.abs().max(1.0));
+        assert!(kept.gradients.iter().all(|(_, gradient)| gradient.iter().any(|g| g.abs() > 1e-6)));
+        for ((name, kept), (_, again)) in kept.gradients.iter().zip(&again.gradients) {
+            assert_close(name, again, kept, Tolerance::Near);
+        }
+    }
+    // Dropout of other numbers on the way back would be the gradient of another loss: it is held to the loss itself.
+    let at = |shift| training_pass(dir.path(), lora(0.5), true, shift);
+    let (ahead, here, behind) = (at(2e-5), at(0.0), at(-2e-5));
+    let measured = (ahead.loss - behind.loss) / 4e-5;
+    let off = (here.slope - measured).abs() / measured.abs().max(1.0);
+    assert!(off < 0.05, "slope {}, measured {measured}", here.slope);
 }
 
 fn prompter(dir: &Path, change: impl FnOnce(&mut PromptTemplate)) -> Prompter {

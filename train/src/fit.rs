@@ -41,6 +41,10 @@ pub trait Task {
     fn before_step(&mut self, _step: usize) -> Result<()> {
         Ok(())
     }
+    /// After the micro-batch's loss went backward: what is left to do for its gradient.
+    fn after_backward(&mut self) -> Result<()> {
+        Ok(())
+    }
     /// Metrics on dev.
     fn evaluate(&mut self) -> Result<Metrics>;
     /// State of the task itself that a resumed run needs.
@@ -242,6 +246,7 @@ fn one_step(
             );
         }
         (batch.loss * share).backward();
+        task.after_backward()?;
         tokens += batch.tokens;
         *metrics.entry("loss".into()).or_default() += loss * share;
         for (name, value) in batch.parts {

@@ -53,7 +53,7 @@ pub fn score_pairs(
     let _guard = tch::no_grad_guard();
     for chunk in documents.chunks(DOCUMENTS_AT_ONCE) {
         let contents: Vec<&str> = chunk.iter().map(|document| texts.documents[*document]).collect();
-        let caches = teacher.read_documents(&contents, false)?;
+        let caches = teacher.read_documents(&contents)?;
         let of_chunk: Vec<(usize, usize)> = chunk
             .iter()
             .enumerate()
@@ -64,7 +64,7 @@ pub fn score_pairs(
             let rows: Vec<i64> = bucket.iter().map(|pair| of_chunk[*pair].0 as i64).collect();
             let ids: Vec<&[u32]> =
                 bucket.iter().map(|pair| continuations[&of_chunk[*pair].1].as_slice()).collect();
-            let hidden = teacher.hidden(&caches.select(&rows)?, &ids, false)?;
+            let hidden = teacher.hidden(&caches.select(&rows)?, &ids)?;
             let scores = Vec::<f32>::try_from(teacher.score(&hidden)?.to_kind(Kind::Float))?;
             let hidden = want_hidden.then(|| rows_of(&hidden)).transpose()?;
             let scored = bucket.iter().enumerate().map(|(i, pair)| {

@@ -16,7 +16,7 @@ use crate::sampling::{draw, rng};
 use crate::scoring::{Texts, score_pairs};
 use anyhow::{Context, Result};
 use models::beir::Qrels;
-use models::torch::Reranker;
+use models::torch::{Recompute, Reranker};
 use rand::seq::{IndexedRandom, SliceRandom};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
@@ -51,6 +51,8 @@ pub struct TeachingConfig {
     pub dev_queries: usize,
     /// Documents ranked for each dev query: the relevant ones and random others; 0 = all.
     pub dev_candidates: usize,
+    /// Whether layers are run again for their gradient instead of kept.
+    pub checkpointing: bool,
     /// Micro-batches per step.
     pub accumulate: usize,
     /// Optimizer steps.
@@ -68,6 +70,8 @@ pub struct Teaching<'a> {
     plan: Vec<(usize, usize)>,
     /// DPO: the reference's scores.
     reference: Option<VectorCache>,
+    /// The last micro-batch's gradient on its way back.
+    recompute: Vec<Recompute<'a>>,
     config: TeachingConfig,
 }
 
@@ -90,7 +94,7 @@ impl<'a> Teaching<'a> {
         config: TeachingConfig,
     ) -> Result<Self> {
         let plan = sets.plan(config.steps * config.accumulate, config.seed);
-        let mut task = Self { teacher, sets, negatives, plan, reference, config };
+        let mut task = Self { teacher, sets, negatives, plan, reference, recompute: Vec::new(), config };
         task.score_reference()?;
         Ok(task)
     }
@@ -167,8 +171,6 @@ impl Task for Teaching<'_> {
     fn micro_batch(&mut self, step: usize, micro: usize) -> Result<MicroBatch> {
         let (set, pairs) = self.pairs(step * self.config.accumulate + micro);
         let contents: Vec<&str> = pairs.documents.iter().map(|place| set.contents[*place].as_str()).collect();
-        let caches = self.teacher.read_documents(&contents, true)?;
-        let read = caches.lengths();
         let (mut rows, mut continuations, mut relevant) = (Vec::new(), Vec::new(), Vec::new());
         for query in &pairs.queries {
             let continuation = self.teacher.prompter.continuation(set.training_query(*query))?;
@@ -178,11 +180,13 @@ impl Task for Teaching<'_> {
                 relevant.push(i64::from(set.train.relevant[*query].contains(document)));
             }
         }
-        let follow: Vec<i64> = continuations.iter().map(|ids: &Vec<u32>| ids.len() as i64).collect();
-        let hidden = self.teacher.hidden(&caches.select(&rows)?, &continuations, true)?;
+        let of_pairs = models::torch::Pairs { documents: &rows, continuations: &continuations };
+        let mut pass = self.teacher.training_pass(&contents, &of_pairs, self.config.checkpointing)?;
+        self.recompute = pass.way_back();
+        let hidden = &pass.hidden;
         let device = self.teacher.device();
         let positive = Tensor::from_slice(&relevant).to_device(device);
-        let scores = self.teacher.score(&hidden)?;
+        let scores = self.teacher.score(hidden)?;
         let (name, mut loss) = match self.reference_scores(set, &pairs)? {
             Some(reference) => {
                 let config = &self.config;
@@ -192,7 +196,7 @@ impl Task for Teaching<'_> {
                 let [yes, no] = self.teacher.choice_ids();
                 let targets: Vec<i64> = relevant.iter().map(|r| if *r == 1 { yes } else { no }).collect();
                 let targets = Tensor::from_slice(&targets).to_device(device);
-                ("choice", choice_cross_entropy(&self.teacher.decoder.logits(&hidden), &targets, &positive)?)
+                ("choice", choice_cross_entropy(&self.teacher.decoder.logits(hidden), &targets, &positive)?)
             }
         };
         let mut parts = Metrics::from([(name.to_owned(), loss.double_value(&[]))]);
@@ -202,10 +206,14 @@ impl Task for Teaching<'_> {
             parts.insert("listwise".into(), listwise.double_value(&[]));
             loss += listwise * self.config.listwise_weight;
         }
-        let padded = |lengths: &[i64]| lengths.iter().max().unwrap_or(&0) * lengths.len() as i64;
-        let tokens = read.iter().chain(&follow).sum::<i64>();
-        parts.insert("padding".into(), 1.0 - tokens as f64 / (padded(read) + padded(&follow)).max(1) as f64);
-        Ok(MicroBatch { loss, parts, tokens: tokens as usize, ids: set.ids(&pairs.queries) })
+        parts.insert("padding".into(), 1.0 - pass.tokens as f64 / pass.computed as f64);
+        Ok(MicroBatch { loss, parts, tokens: pass.tokens, ids: set.ids(&pairs.queries) })
+    }
+
+    fn after_backward(&mut self) -> Result<()> {
+        // The queries' pass first: the documents' gradient comes from it.
+        self.recompute.drain(..).rev().for_each(Recompute::backward);
+        Ok(())
     }
 
     fn evaluate(&mut self) -> Result<Metrics> {

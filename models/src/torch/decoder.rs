@@ -185,7 +185,7 @@ impl Layer {
     }
 
     /// `[batch, seq, hidden_size]` in and out. The residual stream keeps its kind, blocks compute in `run.kind`.
-    fn forward(&self, x: &Tensor, run: &Run, past: Option<&KeyValue>) -> (Tensor, KeyValue) {
+    pub(super) fn forward(&self, x: &Tensor, run: &Run, past: Option<&KeyValue>) -> (Tensor, KeyValue) {
         let normed = self.input_layernorm.forward(x, run.kind);
         let (attended, cache) = self.self_attn.forward(&normed, &run.angles, &run.mask, past, run.train);
         let x = x + attended;
@@ -195,11 +195,12 @@ impl Layer {
 }
 
 /// What all layers of one pass share.
-struct Run {
+#[derive(Debug)]
+pub(super) struct Run {
     kind: Kind,
     angles: Angles,
     mask: Mask,
-    train: bool,
+    pub(super) train: bool,
 }
 
 /// The model. Parameters live in the `VarStore` of the path it was made under, named as in the checkpoint.
@@ -332,7 +333,7 @@ impl Decoder {
     }
 
     /// Everything a user's input can get wrong, before an operator panics on it.
-    fn check(&self, input: &ForwardInput) -> Result<Rows, DecoderError> {
+    pub(super) fn check(&self, input: &ForwardInput) -> Result<Rows, DecoderError> {
         let size = input.input_ids.size();
         let described = |tensor: &Tensor| format!("{:?} {:?}", tensor.size(), tensor.f_kind().ok());
         let (&[batch, seq], Ok(Kind::Int64)) = (size.as_slice(), input.input_ids.f_kind()) else {
@@ -393,7 +394,7 @@ impl Decoder {
         Ok(Rows { seq, before, lengths })
     }
 
-    fn prepare(&self, input: &ForwardInput, rows: &Rows) -> Run {
+    pub(super) fn prepare(&self, input: &ForwardInput, rows: &Rows) -> Run {
         let (seq, device) = (rows.seq, self.device());
         let kind = self.compute_kind.unwrap_or(self.embed_tokens.kind());
         // Equal positions are computed once and broadcast.
@@ -412,7 +413,7 @@ impl Decoder {
 }
 
 /// Lengths of a checked batch.
-struct Rows {
+pub(super) struct Rows {
     seq: i64,
     /// Cached tokens of each row.
     before: Vec<i64>,
@@ -421,7 +422,7 @@ struct Rows {
 }
 
 impl Rows {
-    fn cache(&self, layers: Vec<KeyValue>, input: &ForwardInput, device: Device) -> KvCache {
+    pub(super) fn cache(&self, layers: Vec<KeyValue>, input: &ForwardInput, device: Device) -> KvCache {
         let batch = self.lengths.len() as i64;
         let padded = self.lengths.iter().any(|&length| length != self.seq);
         let lengths = self.before.iter().zip(&self.lengths).map(|(before, new)| before + new).collect();

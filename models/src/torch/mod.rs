@@ -4,6 +4,7 @@
 pub mod attention;
 pub mod batch;
 pub mod cache;
+pub mod checkpointing;
 pub mod decoder;
 pub mod encoder;
 pub mod layers;
@@ -17,8 +18,9 @@ pub mod weights;
 
 pub use batch::{Batch, length_buckets};
 pub use cache::KvCache;
+pub use checkpointing::Recompute;
 pub use decoder::{Decoder, DecoderError, ForwardInput, Hidden};
 pub use encoder::{EncoderConfig, Latents, encode};
 pub use layers::{Linear, LoraConfig};
 pub use predictor::Predictor;
-pub use reranker::{OpenOptions, Reranker, RerankerError};
+pub use reranker::{OpenOptions, Pairs, Reranker, RerankerError};

@@ -4,7 +4,7 @@
 //! The document part is read once and its keys and values serve every query.
 
 use super::batch::Batch;
-use super::{Decoder, DecoderError, ForwardInput, KvCache, LoraConfig};
+use super::{Decoder, DecoderError, ForwardInput, Hidden, KvCache, LoraConfig, Recompute};
 use crate::prompt::{PromptError, Prompter};
 use std::path::Path;
 use tch::{Device, Kind, Tensor, nn};
@@ -41,6 +41,34 @@ pub struct OpenOptions {
     pub compute: Kind,
     /// Adapters to train; none trains all weights.
     pub lora: Option<LoraConfig>,
+}
+
+/// Pairs of a training pass.
+#[derive(Debug)]
+pub struct Pairs<'a, R> {
+    /// Place of each pair's document among those read.
+    pub documents: &'a [i64],
+    /// Each pair's query and question (see [`Prompter::continuation`]).
+    pub continuations: &'a [R],
+}
+
+/// What a training pass gives.
+#[derive(Debug)]
+pub struct TrainingPass<'a> {
+    /// h(q|d) of each pair, f32 `[pairs, H]`.
+    pub hidden: Tensor,
+    /// Tokens that went through the model.
+    pub tokens: usize,
+    /// The same with padding.
+    pub computed: usize,
+    recompute: Vec<Recompute<'a>>,
+}
+
+impl<'a> TrainingPass<'a> {
+    /// What is left to do after the loss's `backward`; nothing without checkpointing.
+    pub fn way_back(&mut self) -> Vec<Recompute<'a>> {
+        std::mem::take(&mut self.recompute)
+    }
 }
 
 /// A language model with its prompt.
@@ -92,19 +120,63 @@ impl Reranker {
     }
 
     /// Keys and values of `[prefix][document]` for each document, one padded batch.
-    pub fn read_documents<S: AsRef<str>>(&self, texts: &[S], train: bool) -> Result<KvCache, RerankerError> {
-        let passes = texts.iter().map(|text| Ok(self.prompter.document_pass(text.as_ref())?.ids));
-        let batch = Batch::new(&passes.collect::<Result<Vec<_>, PromptError>>()?, self.device());
-        let hidden = self.decoder.forward(ForwardInput {
+    pub fn read_documents<S: AsRef<str>>(&self, texts: &[S]) -> Result<KvCache, RerankerError> {
+        let batch = self.document_batch(texts)?;
+        let input = ForwardInput {
             attention_mask: batch.attention_mask.as_ref(),
             want_cache: true,
-            train,
             ..ForwardInput::new(&batch.input_ids)
+        };
+        self.cache_of(self.decoder.forward(input)?)
+    }
+
+    fn document_batch<S: AsRef<str>>(&self, texts: &[S]) -> Result<Batch, PromptError> {
+        let passes = texts.iter().map(|text| Ok(self.prompter.document_pass(text.as_ref())?.ids));
+        Ok(Batch::new(&passes.collect::<Result<Vec<_>, PromptError>>()?, self.device()))
+    }
+
+    fn cache_of(&self, hidden: Hidden) -> Result<KvCache, RerankerError> {
+        let expected = self.decoder.config().num_hidden_layers;
+        Ok(hidden.cache.ok_or(DecoderError::PastLayers { found: 0, expected })?)
+    }
+
+    /// Reads `documents` once and continues each pair's, gradients and dropout on. With `checkpointing`, gradients
+    /// take the way of [`Decoder::forward_checkpointed`].
+    pub fn training_pass<S: AsRef<str>, R: AsRef<[u32]>>(
+        &self,
+        documents: &[S],
+        pairs: &Pairs<R>,
+        checkpointing: bool,
+    ) -> Result<TrainingPass<'_>, RerankerError> {
+        let mut recompute = Vec::new();
+        let mut forward = |input: ForwardInput| -> Result<Hidden, DecoderError> {
+            match checkpointing {
+                false => self.decoder.forward(input),
+                true => {
+                    let (hidden, back) = self.decoder.forward_checkpointed(input)?;
+                    recompute.push(back);
+                    Ok(hidden)
+                }
+            }
+        };
+        let read = self.document_batch(documents)?;
+        let hidden = forward(ForwardInput {
+            attention_mask: read.attention_mask.as_ref(),
+            want_cache: true,
+            train: true,
+            ..ForwardInput::new(&read.input_ids)
         })?;
-        Ok(hidden.cache.ok_or(DecoderError::PastLayers {
-            found: 0,
-            expected: self.decoder.config().num_hidden_layers,
-        })?)
+        let past = self.cache_of(hidden)?.select(pairs.documents)?;
+        let continued = Batch::new(pairs.continuations, self.device());
+        let hidden = forward(ForwardInput {
+            attention_mask: continued.attention_mask.as_ref(),
+            past: Some(&past),
+            train: true,
+            ..ForwardInput::new(&continued.input_ids)
+        })?;
+        let hidden = continued.last_of(hidden.last()?).to_kind(Kind::Float);
+        let computed = (read.input_ids.numel() + continued.input_ids.numel()).max(1);
+        Ok(TrainingPass { hidden, tokens: read.tokens() + continued.tokens(), computed, recompute })
     }
 
     /// h(q|d), f32 `[rows, H]`: row i of `past` continued by `continuations[i]` (see [`Prompter::continuation`]).
@@ -112,13 +184,11 @@ impl Reranker {
         &self,
         past: &KvCache,
         continuations: &[R],
-        train: bool,
     ) -> Result<Tensor, DecoderError> {
         let batch = Batch::new(continuations, self.device());
         let hidden = self.decoder.forward(ForwardInput {
             attention_mask: batch.attention_mask.as_ref(),
             past: Some(past),
-            train,
             ..ForwardInput::new(&batch.input_ids)
         })?;
         Ok(batch.last_of(hidden.last()?).to_kind(Kind::Float))

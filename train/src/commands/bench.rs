@@ -214,7 +214,7 @@ fn cost(model: &Reranker, layers: &[usize], length: usize, query: &[u32], querie
         &|| {
             let read = model.decoder.forward(ForwardInput { want_cache: true, ..ForwardInput::new(&ids) })?;
             let Some(cache) = read.cache else { bail!("the decoder gave no cache") };
-            Ok(model.score(&model.hidden(&cache, &batch, false)?)?)
+            Ok(model.score(&model.hidden(&cache, &batch)?)?)
         },
         queries,
     )?;

@@ -67,6 +67,10 @@ pub struct Args {
     /// Ranks that hard negatives are drawn from
     #[arg(long, default_value_t = 30)]
     negatives_depth: usize,
+    /// Run layers again for their gradient instead of keeping what they computed: a third more time, a fraction of the
+    /// memory
+    #[arg(long)]
+    checkpointing: bool,
     /// Highest learning rate (with adapters 5e-4 to 2e-3, without 1e-5 to 1e-4)
     #[arg(long, default_value_t = 1e-3)]
     lr: f64,
@@ -199,6 +203,7 @@ fn teaching_config(args: &Args) -> TeachingConfig {
         listwise_weight: args.listwise_weight,
         dev_queries: args.dev_queries,
         dev_candidates: args.dev_candidates,
+        checkpointing: args.checkpointing,
         accumulate: args.accumulate,
         steps: args.steps,
         seed: args.run.seed,
