@@ -5,6 +5,7 @@ use crate::error::ExportError;
 use crate::source::{Matrix, Source};
 use models::files;
 use models::manifest::{Golden, Precision};
+use models::metrics::spearman;
 use models::student::{Residual, StudentConfig};
 use runtime::bundle::Bundle;
 use runtime::encoder::{Embedding, Encoder};
@@ -301,26 +302,6 @@ fn same_first(expected: &[f32], found: &[f32]) -> bool {
     first.and_then(|i| expected.get(i)).is_some_and(|score| *score >= best - TIE)
 }
 
-/// Spearman's rank correlation, equal numbers sharing their mean rank; 1 where either side does not rank at all.
-fn spearman(a: &[f32], b: &[f32]) -> f64 {
-    let (a, b) = (ranks(a), ranks(b));
-    let mean = (a.len() as f64 - 1.0) / 2.0;
-    let product = |x: &[f64], y: &[f64]| x.iter().zip(y).map(|(x, y)| (x - mean) * (y - mean)).sum::<f64>();
-    let scale = (product(&a, &a) * product(&b, &b)).sqrt();
-    if scale > 0.0 { product(&a, &b) / scale } else { 1.0 }
-}
-
-fn ranks(values: &[f32]) -> Vec<f64> {
-    values
-        .iter()
-        .map(|v| {
-            let below = values.iter().filter(|w| w.total_cmp(v).is_lt()).count();
-            let level = values.iter().filter(|w| w.total_cmp(v).is_eq()).count();
-            below as f64 + (level as f64 - 1.0) / 2.0
-        })
-        .collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -334,9 +315,6 @@ mod tests {
         let off = Difference::between(&a, &[1.0, 2.0, -3.6]);
         assert!((off.relative - 0.1).abs() < 1e-6 && off.cosine < 1.0);
         assert_eq!(Difference::between(&a, &[0.0; 3]).cosine, 0.0);
-        assert_eq!(spearman(&[1.0, 2.0, 3.0], &[10.0, 20.0, 21.0]), 1.0);
-        assert_eq!(spearman(&[1.0, 2.0, 3.0], &[3.0, 2.0, 1.0]), -1.0);
-        assert_eq!(ranks(&[5.0, 1.0, 5.0]), [1.5, 0.0, 1.5]);
     }
 
     /// The same document twice among the goldens is no disagreement; another document is.

@@ -42,6 +42,32 @@ fn gain(judgements: &Judgements, id: &str) -> u32 {
     judgements.get(id).copied().unwrap_or(0)
 }
 
+/// Spearman's rank correlation of two rankings of the same things, equal values sharing their mean rank. Where a side does
+/// not rank at all: 1 if neither does, else 0.
+pub fn spearman(a: &[f32], b: &[f32]) -> f64 {
+    let (a, b) = (ranks(a), ranks(b));
+    let mean = (a.len() as f64 - 1.0) / 2.0;
+    let product = |x: &[f64], y: &[f64]| x.iter().zip(y).map(|(x, y)| (x - mean) * (y - mean)).sum::<f64>();
+    let (of_a, of_b) = (product(&a, &a), product(&b, &b));
+    match of_a * of_b > 0.0 {
+        true => product(&a, &b) / (of_a * of_b).sqrt(),
+        false => f64::from(u8::from(of_a == of_b)),
+    }
+}
+
+fn ranks(values: &[f32]) -> Vec<f64> {
+    let mut order: Vec<usize> = (0..values.len()).collect();
+    order.sort_by(|a, b| values[*a].total_cmp(&values[*b]));
+    let mut ranks = vec![0.0; values.len()];
+    let mut start = 0;
+    for group in order.chunk_by(|a, b| values[*a] == values[*b]) {
+        let shared = start as f64 + (group.len() as f64 - 1.0) / 2.0;
+        group.iter().for_each(|place| ranks[*place] = shared);
+        start += group.len();
+    }
+    ranks
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -69,5 +95,16 @@ mod tests {
         let mut results = vec![("a".to_owned(), 1.0), ("c".to_owned(), 1.0), ("b".to_owned(), 2.0)];
         rank(&mut results);
         assert_eq!(results.iter().map(|r| r.0.as_str()).collect::<Vec<_>>(), ["b", "c", "a"]);
+    }
+
+    /// By hand (the textbook's formula 1 - 6 sum d^2 / n(n^2 - 1) holds without ties). A side that never ranks must not
+    /// look like agreement.
+    #[test]
+    fn rank_correlation_is_spearmans() {
+        assert!((spearman(&[1.0, 2.0, 3.0, 4.0], &[10.0, 30.0, 20.0, 40.0]) - 0.8).abs() < 1e-12);
+        assert!((spearman(&[1.0, 2.0], &[5.0, 1.0]) + 1.0).abs() < 1e-12);
+        assert_eq!(spearman(&[1.0, 1.0], &[5.0, 1.0]), 0.0);
+        assert_eq!(spearman(&[1.0, 1.0], &[5.0, 5.0]), 1.0);
+        assert_eq!(ranks(&[2.0, 1.0, 2.0]), [1.5, 0.0, 1.5]);
     }
 }

@@ -7,6 +7,7 @@ use crate::sampling::{draw, rng};
 use crate::scoring::{Texts, rows_of, score_pairs};
 use anyhow::{Context, Result};
 use models::beir::Qrels;
+use models::metrics::spearman;
 use models::torch::{Predictor, Reranker};
 use rand::seq::SliceRandom;
 use std::collections::BTreeSet;
@@ -113,40 +114,4 @@ pub fn measure(
 
 fn first(scores: &[f32]) -> Option<usize> {
     (0..scores.len()).max_by(|a, b| scores[*a].total_cmp(&scores[*b]).then(b.cmp(a)))
-}
-
-/// Spearman's rank correlation; equal values share the mean of their ranks. Zero where one side is constant.
-fn spearman(a: &[f32], b: &[f32]) -> f64 {
-    let (a, b) = (ranks(a), ranks(b));
-    let mean = (a.len() as f64 - 1.0) / 2.0;
-    let product = |x: &[f64], y: &[f64]| x.iter().zip(y).map(|(x, y)| (x - mean) * (y - mean)).sum::<f64>();
-    let length = (product(&a, &a) * product(&b, &b)).sqrt();
-    if length > 0.0 { product(&a, &b) / length } else { 0.0 }
-}
-
-fn ranks(values: &[f32]) -> Vec<f64> {
-    let mut order: Vec<usize> = (0..values.len()).collect();
-    order.sort_by(|a, b| values[*a].total_cmp(&values[*b]));
-    let mut ranks = vec![0.0; values.len()];
-    let mut start = 0;
-    for group in order.chunk_by(|a, b| values[*a] == values[*b]) {
-        let shared = start as f64 + (group.len() as f64 - 1.0) / 2.0;
-        group.iter().for_each(|place| ranks[*place] = shared);
-        start += group.len();
-    }
-    ranks
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// By hand (the textbook's formula 1 - 6 sum d^2 / n(n^2 - 1) holds without ties).
-    #[test]
-    fn rank_correlation_is_spearmans() {
-        assert!((spearman(&[1.0, 2.0, 3.0, 4.0], &[10.0, 30.0, 20.0, 40.0]) - 0.8).abs() < 1e-12);
-        assert!((spearman(&[1.0, 2.0], &[5.0, 1.0]) + 1.0).abs() < 1e-12);
-        assert_eq!(spearman(&[1.0, 1.0], &[5.0, 1.0]), 0.0);
-        assert_eq!(ranks(&[2.0, 1.0, 2.0]), [1.5, 0.0, 1.5]);
-    }
 }
