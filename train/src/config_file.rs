@@ -25,52 +25,24 @@ const FLAG: &str = "config";
 pub fn expand(typed: Vec<OsString>, program: &Command) -> Result<Vec<OsString>> {
     let texts: Vec<String> = typed.iter().map(|text| text.to_string_lossy().into_owned()).collect();
     let Some(file) = value_of(&texts, FLAG) else { return Ok(typed) };
-    let named =
-        texts.iter().enumerate().skip(1).find_map(|(i, text)| Some((i, program.find_subcommand(text)?)));
-    let Some((place, command)) = named else { return Ok(typed) };
+    // `train data check` is a command within a command.
+    let (mut place, mut commands) = (0, vec![program]);
+    for (i, text) in texts.iter().enumerate().skip(1) {
+        if let Some(command) = commands.last().and_then(|command| command.find_subcommand(text)) {
+            place = i;
+            commands.push(command);
+        }
+    }
+    if commands.len() == 1 {
+        return Ok(typed);
+    }
     let file = PathBuf::from(file);
     let text = std::fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
     let table: Table = toml::from_str(&text).with_context(|| format!("{}: is no TOML", file.display()))?;
-    let long = |command: &Command, key: &str| command.get_arguments().any(|arg| arg.get_long() == Some(key));
-    let mut flags: BTreeMap<String, Value> = BTreeMap::new();
-    for (key, value) in &table {
-        match value {
-            Value::Table(of_command) => {
-                let Some(owner) = program.find_subcommand(key) else {
-                    bail!("{}: `[{key}]` is no command of `{}`", file.display(), program.get_name());
-                };
-                for (key, value) in of_command {
-                    let key = key.replace('_', "-");
-                    if !long(owner, &key) && !long(program, &key) {
-                        let (program, owner) = (program.get_name(), owner.get_name());
-                        bail!(
-                            "{}: `{key}` is no flag of `{program} {owner}`; see its --help",
-                            file.display()
-                        );
-                    }
-                    if owner.get_name() == command.get_name() {
-                        flags.insert(key, value.clone());
-                    }
-                }
-            }
-            value => {
-                let key = key.replace('_', "-");
-                // A key at the top is for whichever commands know it; for none, it is a slip of the pen.
-                if !long(program, &key) && !program.get_subcommands().any(|command| long(command, &key)) {
-                    bail!(
-                        "{}: `{key}` is no flag of any command of `{}`",
-                        file.display(),
-                        program.get_name()
-                    );
-                }
-                if long(command, &key) || long(program, &key) {
-                    flags.entry(key).or_insert_with(|| value.clone());
-                }
-            }
-        }
-    }
+    let mut reading = Reading { program, commands: &commands, flags: BTreeMap::new() };
+    reading.table(&table, program, 0).with_context(|| file.display().to_string())?;
     let mut expanded: Vec<OsString> = typed[..=place].to_vec();
-    for (key, value) in flags {
+    for (key, value) in reading.flags {
         if value_of(&texts, &key).is_none() && !texts.iter().any(|text| *text == format!("--{key}")) {
             let words = words(&key, &value).with_context(|| format!("{}: `{key}`", file.display()))?;
             expanded.extend(words.into_iter().map(OsString::from));
@@ -78,6 +50,57 @@ pub fn expand(typed: Vec<OsString>, program: &Command) -> Result<Vec<OsString>> 
     }
     expanded.extend_from_slice(&typed[place + 1..]);
     Ok(expanded)
+}
+
+/// A config file being read for the commands that were typed.
+struct Reading<'a> {
+    program: &'a Command,
+    /// What was typed, the program first.
+    commands: &'a [&'a Command],
+    flags: BTreeMap<String, Value>,
+}
+
+impl Reading<'_> {
+    /// Takes over what `table`, that of the command `owner` at `depth`, says for the command typed, and refuses what no
+    /// command knows. A deeper table wins.
+    fn table(&mut self, table: &Table, owner: &Command, depth: usize) -> Result<()> {
+        let typed = self.commands.get(depth).is_some_and(|typed| typed.get_name() == owner.get_name());
+        let (values, tables): (Vec<_>, Vec<_>) = table.iter().partition(|(_, value)| !value.is_table());
+        for (key, value) in values {
+            let key = key.replace('_', "-");
+            // A key is for whichever commands below know it; for none, it is a slip of the pen.
+            if !known_below(owner, &key) && !known(self.program, &key) {
+                match depth {
+                    0 => bail!("`{key}` is no flag of any command of `{}`", owner.get_name()),
+                    _ => bail!(
+                        "`{key}` is no flag of `{} {}`; see its --help",
+                        self.program.get_name(),
+                        owner.get_name()
+                    ),
+                }
+            }
+            let innermost = self.commands.last().is_some_and(|command| known(command, &key));
+            if typed && (innermost || known(self.program, &key)) {
+                self.flags.insert(key, value.clone());
+            }
+        }
+        for (name, value) in tables {
+            let (Some(command), Some(table)) = (owner.find_subcommand(name), value.as_table()) else {
+                bail!("`[{name}]` is no command of `{}`", owner.get_name());
+            };
+            // Below a command that was not typed nothing was.
+            self.table(table, command, if typed { depth + 1 } else { usize::MAX - 1 })?;
+        }
+        Ok(())
+    }
+}
+
+fn known(command: &Command, key: &str) -> bool {
+    command.get_arguments().any(|arg| arg.get_long() == Some(key))
+}
+
+fn known_below(command: &Command, key: &str) -> bool {
+    known(command, key) || command.get_subcommands().any(|command| known_below(command, key))
 }
 
 /// What stands behind `--flag` or `--flag=`.
@@ -130,6 +153,11 @@ mod tests {
             .arg(flag("dtype").global(true))
             .subcommand(Command::new("teacher").arg(flag("steps")).arg(flag("lora-rank")).arg(flag("resume")))
             .subcommand(Command::new("distill").arg(flag("steps")).arg(flag("layers")))
+            .subcommand(
+                Command::new("data")
+                    .subcommand(Command::new("check").arg(flag("limit")))
+                    .subcommand(Command::new("import").arg(flag("out"))),
+            )
     }
 
     fn expanded(toml: &str, typed: &[&str]) -> Result<String> {
@@ -155,6 +183,17 @@ mod tests {
             expanded(toml, &["train", "distill"]).unwrap(),
             "train distill --dtype f32 --layers 6 --layers 12"
         );
+    }
+
+    /// `train data check` is as much a command as `train teacher`.
+    #[test]
+    fn commands_within_commands_have_tables_too() {
+        let toml = "limit = 3\n[data.check]\nlimit = 5\n[data.import]\nout = \"x\"\n";
+        assert_eq!(expanded(toml, &["train", "data", "check"]).unwrap(), "train data check --limit 5");
+        assert_eq!(expanded(toml, &["train", "data", "import"]).unwrap(), "train data import --out x");
+        assert_eq!(expanded(toml, &["train", "teacher"]).unwrap(), "train teacher");
+        let refused = expanded("[data.check]\nout = 1", &["train", "data", "check"]).unwrap_err();
+        assert!(format!("{refused:#}").contains("`out` is no flag of `train check`"), "{refused:#}");
     }
 
     /// A misspelt key that is passed over silently trains another model than the file says.
