@@ -8,6 +8,7 @@ pub mod calibration;
 pub mod chat_template;
 pub mod commands;
 pub mod config_file;
+pub mod crash;
 pub mod data;
 pub mod data_sets;
 pub mod device;

@@ -7,6 +7,7 @@ use train::commands::{
     Outcome, ablate, bench, compare, data, distill, eval, generate, import, significance, teacher,
 };
 use train::config_file;
+use train::crash::caught;
 use train::device::{DeviceArgs, keep_freed_memory};
 
 /// Train a generative reranker (teacher) and distil it into a retriever (student)
@@ -49,7 +50,7 @@ fn main() -> ExitCode {
     };
     let cli = Cli::parse_from(typed);
     let done = |()| Outcome::Done;
-    let result = match &cli.command {
+    let result = caught(|| match &cli.command {
         Command::Data(args) => data::run(args),
         Command::Import(args) => import::run(args).map(done),
         Command::Generate(args) => generate::run(args, &cli.device).map(done),
@@ -60,7 +61,7 @@ fn main() -> ExitCode {
         Command::Bench(args) => bench::run(args, &cli.device).map(done),
         Command::Eval(args) => eval::run(args, &cli.device).map(done),
         Command::Significance(args) => significance::run(args).map(done),
-    };
+    });
     match result {
         Ok(Outcome::Done) => ExitCode::SUCCESS,
         Ok(Outcome::Found) => ExitCode::from(1),
