@@ -82,6 +82,9 @@ pub struct Args {
     /// Queries that get teacher targets, of all data sets together; 0 = none
     #[arg(long, default_value_t = 300)]
     target_queries: usize,
+    /// Seed of which queries these are, where several runs should share the teacher's work; default: --seed
+    #[arg(long)]
+    target_seed: Option<u64>,
     /// Candidates per target query
     #[arg(long, default_value_t = 8)]
     candidates: usize,
@@ -262,6 +265,7 @@ fn distill_config(args: &Args) -> DistillConfig {
         queries: args.batch_queries,
         documents: args.batch_documents,
         target_queries: args.target_queries,
+        target_seed: args.target_seed.unwrap_or(args.run.seed),
         candidates: args.candidates,
         uniform: args.uniform,
         sampling_temperature: args.sampling_temperature,

@@ -35,6 +35,8 @@ pub struct DistillConfig {
     pub documents: usize,
     /// Queries that get teacher targets, of all sets together.
     pub target_queries: usize,
+    /// Seed of which queries these are.
+    pub target_seed: u64,
     /// Candidates per target query, gold among them.
     pub candidates: usize,
     /// Share of the candidates drawn uniformly (exploration); 1 is off-policy.

@@ -52,7 +52,7 @@ impl Targets {
             // Each set gets its share of the budget.
             let n = (config.target_queries * all).div_ceil(total.max(1)).min(all);
             let mut order: Vec<usize> = (0..all).collect();
-            order.shuffle(&mut rng(config.seed, "target queries", index as u64));
+            order.shuffle(&mut rng(config.target_seed, "target queries", index as u64));
             let chosen = &order[n * round / config.rounds..n * (round + 1) / config.rounds];
             for chunk in chosen.chunks(QUERIES_AT_ONCE) {
                 let scores = set.scores(predictor, &set.queries.gather(chunk)?)?;
