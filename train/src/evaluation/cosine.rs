@@ -109,7 +109,7 @@ impl Embed for MeanPooled<'_> {
                 Some(layer) => layer,
                 None => hidden.last()?,
             };
-            let weights = pooling_weights(&batch, &passes).to_device(decoder.device());
+            let weights = pooling_weights(&batch, &passes, 0).to_device(decoder.device());
             let pooled = weights.unsqueeze(1).bmm(&states.to_kind(Kind::Float)).squeeze_dim(1);
             for (place, row) in bucket.iter().zip(rows_of(&pooled)?) {
                 found[*place] = row;
