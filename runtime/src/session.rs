@@ -23,7 +23,7 @@ pub struct SessionOptions {
     pub ort_dylib: Option<PathBuf>,
     /// Threads inside one operator; 0 = one for each physical core. Operators run one after the other.
     pub threads: usize,
-    /// Whether idle threads burn a core while they wait: a little faster, but a robot's battery pays.
+    /// Whether threads that wait for the next operator of a run burn their core meanwhile; between runs none does.
     pub spinning: bool,
     /// Whether freed memory is kept for the next run. It keeps the peak of the largest batch for ever.
     pub arena: bool,
@@ -33,7 +33,7 @@ pub struct SessionOptions {
 
 impl Default for SessionOptions {
     fn default() -> Self {
-        Self { ort_dylib: None, threads: 0, spinning: false, arena: true, memory_pattern: false }
+        Self { ort_dylib: None, threads: 0, spinning: true, arena: true, memory_pattern: false }
     }
 }
 
@@ -178,6 +178,9 @@ impl Graph {
                 .with_parallel_execution(false)?
                 .with_intra_op_spinning(options.spinning)?
                 .with_inter_op_spinning(options.spinning)?
+                // Between runs a robot's cores sleep; within one, waking a thread for each of hundreds of small
+                // operators would take a third of a short query's time.
+                .with_config_entry("session.force_spinning_stop", "1")?
                 .with_memory_pattern(options.memory_pattern)?
                 .with_execution_providers([ort::ep::CPU::default()
                     .with_arena_allocator(options.arena)
