@@ -41,6 +41,7 @@ enum Command {
     Index(commands::index::Args),
     Query(commands::query::Args),
     Doctor(commands::doctor::Args),
+    Bench(commands::bench::Args),
 }
 
 /// What a command that ran to its end found.
@@ -78,6 +79,7 @@ fn main() -> ExitCode {
         Command::Index(args) => commands::index::run(args, &cli.global),
         Command::Query(args) => commands::query::run(args, &cli.global),
         Command::Doctor(args) => commands::doctor::run(args, &cli.global),
+        Command::Bench(args) => commands::bench::run(args, &cli.global),
     };
     match result {
         Ok(Outcome::Done) => ExitCode::SUCCESS,
