@@ -5,7 +5,7 @@
 
 use export::bundle::{Options, export};
 use models::fold::Folded;
-use models::manifest::{Batching, Precision};
+use models::manifest::{Batching, GraphKind, Precision};
 use models::prompt::{PromptError, PromptTemplate, Prompter, Truncation, open_tokenizer};
 use models::student::{PREDICTOR_FILE, Residual, StudentConfig};
 use models::torch::predictor::Standardised;
@@ -366,7 +366,10 @@ impl Student {
         let out = self.dir.path().join(format!("{precision:?}"));
         let student = self.dir.path().join("student");
         let session = SessionOptions::default();
-        let options = Options { student, out: out.clone(), precision, allow_degraded: false, session };
+        let graph = GraphKind::Portable;
+        let ranking = None;
+        let options =
+            Options { student, out: out.clone(), precision, graph, allow_degraded: false, ranking, session };
         let mut said = String::new();
         export(&options, &mut |line| said += &format!("{line}\n"))
             .unwrap_or_else(|error| panic!("{error}\n{said}"));

@@ -1,16 +1,19 @@
 //! From a student directory to a bundle directory: checks first, then graphs and copies into a staged directory, then
 //! the proof, and only then the name the user asked for. Whatever fails, nothing is left behind.
 
+use crate::card;
 use crate::encoder::encoder;
 use crate::error::ExportError;
 use crate::graph::Graph;
 use crate::predictor::predictor;
+use crate::prefix::prefix_states;
+use crate::ranking::{self, RankingData, RankingProof};
 use crate::source::Source;
 use crate::verify::{self, Reference};
 use models::config::DecoderConfig;
 use models::files::{self, FileError, StagedDir};
 use models::fold::{self, Folded};
-use models::manifest::{self, Batching, EncoderInfo, Manifest, Precision, PredictorInfo};
+use models::manifest::{self, Batching, EncoderInfo, GraphKind, Manifest, Precision, PredictorInfo};
 use models::prompt::{self, Prompter};
 use models::student::{self, StudentConfig};
 use runtime::session::SessionOptions;
@@ -31,8 +34,12 @@ pub struct Options {
     pub out: PathBuf,
     /// Arithmetic of the encoder graph.
     pub precision: Precision,
+    /// Operators of the encoder graph.
+    pub graph: GraphKind,
     /// Whether a bundle that breaks the parity limits is written all the same.
     pub allow_degraded: bool,
+    /// Judged queries on which the ranking is held to that of the fp32 bundle.
+    pub ranking: Option<RankingData>,
     /// How the proof runs the graphs.
     pub session: SessionOptions,
 }
@@ -45,6 +52,8 @@ struct Student {
     student: StudentConfig,
     /// Longest pass of its prompt.
     max_tokens: usize,
+    /// What its passes begin with.
+    prefixes: Vec<Vec<u32>>,
 }
 
 impl Student {
@@ -74,24 +83,34 @@ impl Student {
             let (file, vocab_size) = (dir.join(TOKENIZER_FILE), config.vocab_size);
             return Err(ExportError::TokenId { file, token, id, vocab_size });
         }
-        let (found, expected) = (Prompter::open(dir)?.max_pass_tokens(), config.max_length());
+        let prompter = Prompter::open(dir)?;
+        let (found, expected) = (prompter.max_pass_tokens(), config.max_length());
         if found > expected {
             return Err(ExportError::TooLong { file: dir.join(prompt::FILE_NAME), found, expected });
         }
-        Ok(Self { dir: dir.to_owned(), config, student, max_tokens: found })
+        let mut prefixes = prompter.before_texts().to_vec();
+        // Queries and documents may begin alike, and without layers nothing is looked back on.
+        prefixes.dedup();
+        if student.encoder_layers(config.num_hidden_layers) == 0 || prefixes.iter().all(Vec::is_empty) {
+            prefixes.clear();
+        }
+        Ok(Self { dir: dir.to_owned(), config, student, max_tokens: found, prefixes })
     }
 
     /// Everything of the manifest that is known before the files are.
-    fn manifest(&self, precision: Precision) -> Manifest {
+    fn manifest(&self, precision: Precision, graph: GraphKind) -> Manifest {
         let (config, student) = (&self.config, &self.student);
         Manifest {
             format_version: manifest::FORMAT_VERSION,
             created_by: concat!("export ", env!("CARGO_PKG_VERSION")).into(),
             encoder: EncoderInfo {
                 precision,
-                batching: match precision {
-                    Precision::Fp32 => Batching::Free,
-                    Precision::Int8 => Batching::OneAtATime,
+                graph,
+                prefixes: self.prefixes.clone(),
+                batching: match (graph, precision) {
+                    // GroupQueryAttention continues a past for one row only (ONNX Runtime 1.32).
+                    (GraphKind::Fused, _) | (_, Precision::Int8) => Batching::OneAtATime,
+                    (GraphKind::Portable, _) => Batching::Free,
                 },
                 layers: student.encoder_layers(config.num_hidden_layers),
                 dimensions: student.dimensions(),
@@ -118,24 +137,39 @@ impl Student {
 /// Writes a bundle; `say` hears one line per step, for people.
 pub fn export(options: &Options, say: &mut dyn FnMut(&str)) -> Result<Manifest, ExportError> {
     let start = Instant::now();
+    if options.graph == GraphKind::Portable && matches!(options.precision, Precision::Fp16 | Precision::Int4)
+    {
+        return Err(ExportError::Portable { precision: options.precision });
+    }
     let student = Student::open(&options.student)?;
+    let head_dim = student.config.head_dim;
+    if options.graph == GraphKind::Fused && !head_dim.is_multiple_of(16) {
+        return Err(ExportError::HeadDim { file: options.student.join("config.json"), head_dim });
+    }
     let reference = Reference::open(&options.student, &student.student)?;
     let staged = StagedDir::new(&options.out)?;
     let dir = staged.path();
 
-    write_encoder(&student, options.precision, dir, say)?;
+    write_encoder(&student, options.precision, options.graph, dir, say)?;
     write_predictor(&student, dir, say)?;
     for name in [prompt::FILE_NAME, TOKENIZER_FILE] {
         let from = student.dir.join(name);
         fs::copy(&from, dir.join(name)).map_err(FileError::io(&from))?;
     }
-    let mut manifest = student.manifest(options.precision);
+    let mut manifest = student.manifest(options.precision, options.graph);
     manifest.digests = digests(dir)?;
     manifest.document_digest = manifest.expected_document_digest();
     files::write_json(&dir.join(manifest::FILE_NAME), &manifest)?;
 
-    let proof = verify::verify(dir, &reference, &options.session)?;
+    let mut proof = verify::verify(dir, &reference, &options.session)?;
     say(&proof.to_string());
+    let mut rankings = Vec::new();
+    if let Some(data) = &options.ranking {
+        let ranking = rank_as_fp32(options, data, dir)?;
+        say(&ranking.to_string());
+        proof.failed.extend(ranking.failed.iter().cloned());
+        rankings.push(ranking.to_json());
+    }
     if !proof.failed.is_empty() {
         if !options.allow_degraded {
             return Err(ExportError::Parity(proof.failed));
@@ -143,36 +177,62 @@ pub fn export(options: &Options, say: &mut dyn FnMut(&str)) -> Result<Manifest, 
         say(&format!("warning    parity is not held: {}", proof.failed.join("; ")));
     }
     manifest.parity = proof.to_json();
+    manifest.parity["ranking"] = rankings.into();
     manifest.golden = proof.golden;
-    files::write_json(&dir.join(manifest::FILE_NAME), &manifest)?;
     let megabytes = directory_size(dir)?;
+    let card_file = dir.join(manifest::CARD_FILE);
+    fs::write(&card_file, card::card(&manifest, megabytes)).map_err(FileError::io(&card_file))?;
+    manifest.digests.insert(manifest::CARD_FILE.to_owned(), files::sha256_file(&card_file)?);
+    files::write_json(&dir.join(manifest::FILE_NAME), &manifest)?;
     staged.commit()?;
     say(&format!("bundle     {megabytes:.1} MB in {:.1} s", start.elapsed().as_secs_f64()));
     Ok(manifest)
 }
 
+/// Compares with an fp32 bundle of the same student, which is written beside the output and removed again.
+fn rank_as_fp32(options: &Options, data: &RankingData, dir: &Path) -> Result<RankingProof, ExportError> {
+    if options.precision == Precision::Fp32 {
+        return ranking::compare(dir, dir, data, &options.session);
+    }
+    let name = options.out.file_name().unwrap_or_default().to_string_lossy();
+    let out = options.out.with_file_name(format!(".{name}.fp32-{}", std::process::id()));
+    let reference =
+        Options { precision: Precision::Fp32, ranking: None, out: out.clone(), ..options.clone() };
+    let found =
+        export(&reference, &mut |_| {}).and_then(|_| ranking::compare(&out, dir, data, &options.session));
+    if out.exists() {
+        fs::remove_dir_all(&out).map_err(FileError::io(&out))?;
+    }
+    found
+}
+
 fn write_encoder(
     student: &Student,
     precision: Precision,
+    kind: GraphKind,
     dir: &Path,
     say: &mut dyn FnMut(&str),
 ) -> Result<(), ExportError> {
     let start = Instant::now();
     let config = &student.config;
-    let mut source = Source::open_llm(&student.dir, config, precision)?;
+    let mut source = Source::open_llm(&student.dir, config, precision, kind)?;
+    let layers = student.student.encoder_layers(config.num_hidden_layers);
+    let prefix = match student.prefixes.is_empty() {
+        true => None,
+        false => Some(prefix_states(&mut source, config, layers, &student.prefixes)?),
+    };
     let data = dir.join(manifest::ENCODER_DATA_FILE);
     let mut graph = Graph::with_external_data("encoder", &data)?;
-    encoder(&mut graph, &mut source, config, &student.student, student.max_tokens)?;
+    encoder(&mut graph, &mut source, config, &student.student, student.max_tokens, prefix.as_ref())?;
     let nodes = graph.len();
     let file = dir.join(manifest::ENCODER_FILE);
     graph.finish(&file)?;
     let megabytes = megabytes(&file)? + megabytes(&data)?;
-    let (layers, depth) =
-        (student.student.encoder_layers(config.num_hidden_layers), config.num_hidden_layers);
+    let depth = config.num_hidden_layers;
     let seconds = start.elapsed().as_secs_f64();
     say(&format!("encoder    {layers} of {depth} layers, {nodes} nodes, {megabytes:.1} MB, {seconds:.1} s"));
     if !source.errors.is_empty() {
-        say(&format!("int8 weights, error relative to the matrix:\n{}", source.errors));
+        say(&format!("weights in few bits, error relative to the matrix:\n{}", source.errors));
     }
     Ok(())
 }

@@ -1,8 +1,10 @@
 //! Why a student cannot be exported: where, what was found, what was expected, and the way out where we know it.
 
+use models::beir::DataError;
 use models::config::ConfigError;
 use models::files::FileError;
 use models::fold::FoldError;
+use models::manifest::Precision;
 use models::prompt::PromptError;
 use models::weights::WeightsError;
 use std::path::PathBuf;
@@ -16,6 +18,9 @@ pub enum ExportError {
     /// `config.json` is missing, broken or not supported.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// The data set to rank cannot be read.
+    #[error(transparent)]
+    Data(#[from] DataError),
     /// The LLM's weights cannot be read, or do not fit `config.json`.
     #[error(transparent)]
     Weights(#[from] WeightsError),
@@ -25,6 +30,24 @@ pub enum ExportError {
     /// Template and tokenizer do not fit together.
     #[error(transparent)]
     Prompt(#[from] PromptError),
+    /// A precision that standard operators cannot express.
+    #[error(
+        "{precision:?} needs ONNX Runtime's own operators, which a portable graph does without; take --graph fused, or --precision fp32 or int8"
+    )]
+    Portable {
+        /// The precision.
+        precision: Precision,
+    },
+    /// Heads that the fused attention does not take.
+    #[error(
+        "{file}: `head_dim` is {head_dim}, ONNX Runtime's GroupQueryAttention takes multiples of 16; take --graph portable"
+    )]
+    HeadDim {
+        /// `config.json`.
+        file: PathBuf,
+        /// Numbers in a head.
+        head_dim: usize,
+    },
     /// A weight is NaN or infinite.
     #[error(
         "{file}: tensor `{name}` holds {value} at position {position}, only finite numbers can be exported; training has diverged, take an earlier checkpoint"

@@ -61,6 +61,15 @@ pub struct Value {
 }
 
 impl Value {
+    /// An input that is left out.
+    pub fn absent() -> Self {
+        Self { name: String::new() }
+    }
+
+    fn is_absent(&self) -> bool {
+        self.name.is_empty()
+    }
+
     /// Its name in the file.
     pub fn name(&self) -> &str {
         &self.name
@@ -72,6 +81,8 @@ impl Value {
 pub enum Data<'a> {
     /// f32.
     F32(&'a [f32]),
+    /// f32, written as f16.
+    F16(&'a [f32]),
     /// i8.
     I8(&'a [i8]),
     /// u8.
@@ -84,6 +95,7 @@ impl Data<'_> {
     fn kind(self) -> DataType {
         match self {
             Self::F32(_) => DataType::Float,
+            Self::F16(_) => DataType::Float16,
             Self::I8(_) => DataType::Int8,
             Self::U8(_) => DataType::Uint8,
             Self::I64(_) => DataType::Int64,
@@ -93,6 +105,7 @@ impl Data<'_> {
     fn bytes(self) -> usize {
         match self {
             Self::F32(x) => size_of_val(x),
+            Self::F16(x) => size_of_val(x) / 2,
             Self::I8(x) => size_of_val(x),
             Self::U8(x) => size_of_val(x),
             Self::I64(x) => size_of_val(x),
@@ -107,6 +120,9 @@ impl Data<'_> {
             Self::F32(x) => {
                 x.chunks(PIECE).try_for_each(|c| put(c.iter().flat_map(|n| n.to_le_bytes()).collect()))
             }
+            Self::F16(x) => x.chunks(PIECE).try_for_each(|c| {
+                put(c.iter().flat_map(|n| half::f16::from_f32(*n).to_le_bytes()).collect())
+            }),
             Self::I8(x) => {
                 x.chunks(PIECE).try_for_each(|c| put(c.iter().map(|n| n.to_le_bytes()[0]).collect()))
             }
@@ -117,6 +133,12 @@ impl Data<'_> {
         }
     }
 }
+
+/// Operators that are ONNX Runtime's own.
+const CONTRIB: &[&str] =
+    &["GatherBlockQuantized", "GroupQueryAttention", "MatMulNBits", "SkipSimplifiedLayerNormalization"];
+/// Ending of an output that the operator need not make.
+pub const NOT_MADE: &str = "!";
 
 /// One dimension of an input or output.
 #[derive(Debug, Clone, Copy)]
@@ -156,6 +178,8 @@ pub struct Graph {
     node_names: HashSet<String>,
     /// Every value and whether something reads it.
     values: HashMap<String, bool>,
+    /// Whether an operator of ONNX Runtime's own is used.
+    contrib: bool,
     external: Option<External>,
 }
 
@@ -170,6 +194,7 @@ impl Graph {
             outputs: Vec::new(),
             node_names: HashSet::new(),
             values: HashMap::new(),
+            contrib: false,
             external: None,
         }
     }
@@ -300,29 +325,55 @@ impl Graph {
         attributes: [AttributeProto; N],
         endings: [&str; OUTPUTS],
     ) -> Result<[Value; OUTPUTS], ExportError> {
+        let outputs = self.node(scope, op, inputs, attributes.into(), &endings)?;
+        Ok(std::array::from_fn(|i| outputs[i].clone()))
+    }
+
+    /// As [`Graph::ops`], where the number of outputs is known when this program runs.
+    pub fn node(
+        &mut self,
+        scope: &Scope,
+        op: &str,
+        inputs: &[&Value],
+        attribute: Vec<AttributeProto>,
+        endings: &[&str],
+    ) -> Result<Vec<Value>, ExportError> {
         let name = scope.node(op);
         if !self.node_names.insert(name.clone()) {
             return Err(ExportError::DuplicateName { graph: self.name, name });
         }
-        for input in inputs {
+        for input in inputs.iter().filter(|input| !input.is_absent()) {
             match self.values.get_mut(&input.name) {
                 Some(read) => *read = true,
                 None => return Err(self.undefined(&input.name)),
             }
         }
-        let mut output = Vec::with_capacity(OUTPUTS);
+        let mut output = Vec::with_capacity(endings.len());
         for ending in endings {
-            output.push(self.define(format!("{name}{ending}"))?.name);
+            output.push(match *ending {
+                NOT_MADE => String::new(),
+                ending => self.define(format!("{name}{ending}"))?.name,
+            });
         }
-        let values = std::array::from_fn(|i| Value { name: output[i].clone() });
+        let values = output.iter().map(|name| Value { name: name.clone() }).collect();
+        let contrib = CONTRIB.contains(&op);
+        self.contrib |= contrib;
         self.nodes.push(NodeProto {
             input: inputs.iter().map(|value| value.name.clone()).collect(),
             output,
             name: Some(name),
             op_type: Some(op.to_owned()),
-            attribute: attributes.into(),
+            attribute,
+            domain: contrib.then(|| MICROSOFT.to_owned()),
         });
         Ok(values)
+    }
+
+    /// Outputs that an operator must make though nobody reads them.
+    pub fn ignore(&mut self, values: &[&Value]) {
+        for value in values {
+            self.values.insert(value.name.clone(), true);
+        }
     }
 
     /// Checks that everything is read and writes the graph to `path`.
@@ -336,6 +387,14 @@ impl Graph {
         if let Some(external) = &mut self.external {
             external.out.flush().map_err(FileError::io(&external.path))?;
         }
+        let set = |domain: &str, version| OperatorSetIdProto {
+            domain: Some(domain.into()),
+            version: Some(version),
+        };
+        let mut opset_import = vec![set("", OPSET)];
+        if self.contrib {
+            opset_import.push(set(MICROSOFT, 1));
+        }
         let model = ModelProto {
             ir_version: Some(IR_VERSION),
             producer_name: Some(env!("CARGO_PKG_NAME").into()),
@@ -348,7 +407,7 @@ impl Graph {
                 input: self.inputs,
                 output: self.outputs,
             }),
-            opset_import: vec![OperatorSetIdProto { domain: Some(String::new()), version: Some(OPSET) }],
+            opset_import,
         };
         let bytes = model.encoded_len() as u64;
         if bytes > MOST_BYTES {

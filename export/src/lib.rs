@@ -1,16 +1,19 @@
 //! Writes a student down as an ONNX bundle, straight from safetensors and without libtorch, and proves it with the very
 //! code that will run it.
 //!
-//! `source` reads and checks tensors, `layers` turns blocks into nodes, `graph` keeps the rules, `encoder` and
-//! `predictor` are the two graphs, `bundle` the directory, `verify` the proof.
+//! `prefix` runs the prompt once, `source` reads and checks tensors, `layers` turns blocks into nodes, `graph` keeps the rules, `encoder` and
+//! `predictor` are the two graphs, `bundle` the directory, `verify` and `ranking` the proof.
 
 pub mod bundle;
+pub mod card;
 pub mod encoder;
 pub mod error;
 pub mod graph;
 pub mod layers;
 pub mod onnx;
 pub mod predictor;
+pub mod prefix;
 pub mod quantise;
+pub mod ranking;
 pub mod source;
 pub mod verify;

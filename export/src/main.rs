@@ -3,7 +3,8 @@
 use anyhow::Context;
 use clap::{Parser, ValueEnum};
 use export::bundle::{self, Options};
-use models::manifest::Precision;
+use export::ranking::RankingData;
+use models::manifest::{GraphKind, Precision};
 use runtime::session::SessionOptions;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -24,6 +25,18 @@ struct Args {
     /// Arithmetic of the encoder
     #[arg(long, value_enum, default_value_t = PrecisionArg::Fp32)]
     precision: PrecisionArg,
+    /// Operators of the encoder
+    #[arg(long, value_enum, default_value_t = GraphArg::Fused)]
+    graph: GraphArg,
+    /// Data set in BEIR layout on which the ranking is held to that of the fp32 bundle
+    #[arg(long, value_name = "DIR")]
+    verify: Option<PathBuf>,
+    /// Split of --verify
+    #[arg(long, default_value = "dev", requires = "verify")]
+    split: String,
+    /// Most queries of --verify; 0 = all
+    #[arg(long, default_value_t = 0, requires = "verify")]
+    queries: usize,
     /// Write the bundle even where it differs from the student by more than the limits (the manifest says so)
     #[arg(long)]
     allow_degraded: bool,
@@ -36,8 +49,20 @@ struct Args {
 enum PrecisionArg {
     /// 32-bit floats: the reference
     Fp32,
-    /// 8-bit weights per output channel, activations quantised at run time: a third of the bundle
+    /// 16-bit floats throughout: for GPUs
+    Fp16,
+    /// 8-bit weights per output channel, activations quantised at run time: the fastest on CPUs
     Int8,
+    /// 4-bit weights in blocks of 32: the smallest
+    Int4,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum GraphArg {
+    /// ONNX Runtime's own operators too: the fastest there
+    Fused,
+    /// The ONNX standard's operators only: for other engines, and for batches
+    Portable,
 }
 
 fn main() -> ExitCode {
@@ -56,9 +81,16 @@ fn run(args: Args) -> anyhow::Result<()> {
         out: args.out,
         precision: match args.precision {
             PrecisionArg::Fp32 => Precision::Fp32,
+            PrecisionArg::Fp16 => Precision::Fp16,
             PrecisionArg::Int8 => Precision::Int8,
+            PrecisionArg::Int4 => Precision::Int4,
+        },
+        graph: match args.graph {
+            GraphArg::Fused => GraphKind::Fused,
+            GraphArg::Portable => GraphKind::Portable,
         },
         allow_degraded: args.allow_degraded,
+        ranking: args.verify.map(|dir| RankingData { dir, split: args.split, queries: args.queries }),
         session: SessionOptions { ort_dylib: args.ort_dylib, ..SessionOptions::default() },
     };
     bundle::export(&options, &mut |line| eprintln!("{line}"))

@@ -16,6 +16,9 @@ pub const IR_VERSION: i64 = 8;
 /// which ONNX Runtime 1.17 refuses.
 pub const OPSET: i64 = 17;
 
+/// ONNX Runtime's own operators (docs/ContribOperators.md of its repository).
+pub const MICROSOFT: &str = "com.microsoft";
+
 /// A whole file.
 #[derive(Clone, PartialEq, Message)]
 pub struct ModelProto {
@@ -88,6 +91,9 @@ pub struct NodeProto {
     /// Attributes.
     #[prost(message, repeated, tag = "5")]
     pub attribute: Vec<AttributeProto>,
+    /// Operator set it belongs to; absent = standard.
+    #[prost(string, optional, tag = "7")]
+    pub domain: Option<String>,
 }
 
 /// A named attribute of one node.
@@ -123,6 +129,12 @@ pub enum AttributeType {
 }
 
 impl AttributeProto {
+    /// A number attribute.
+    pub fn float(name: &str, f: f32) -> Self {
+        let r#type = Some(AttributeType::Float as i32);
+        Self { name: Some(name.into()), f: Some(f), r#type, ..Self::default() }
+    }
+
     /// An integer attribute.
     pub fn int(name: &str, i: i64) -> Self {
         let r#type = Some(AttributeType::Int as i32);
@@ -175,6 +187,8 @@ pub enum DataType {
     Int64 = 7,
     /// One byte, 0 or 1.
     Bool = 9,
+    /// f16.
+    Float16 = 10,
 }
 
 /// Where a tensor's numbers are.

@@ -1,14 +1,15 @@
-//! Symmetric 8-bit weights: `w[row, :] ~ scale[row] * q[row, :]`, `q` in -127..=127. One scale per row; the same input
-//! always gives the same bytes.
+//! Weights in few bits: whole numbers and a scale for each row or block. The same input always gives the same bytes.
 
 use crate::source::Matrix;
 use std::collections::BTreeMap;
 use std::fmt;
 
-/// Largest magnitude: -128 is left out, so that the range is symmetric.
-const MOST: f32 = 127.0;
+/// Largest magnitude of 8 bits, symmetric: -128 is left out.
+pub const EIGHT_BITS: f32 = 127.0;
+/// Largest magnitude of 7 bits.
+pub const SEVEN_BITS: f32 = 63.0;
 
-/// A quantised matrix, `[rows, columns]`.
+/// A matrix in 8 bits, `[rows, columns]`: `w[row, :] ~ scale[row] * q[row, :]`.
 pub struct Quantised {
     /// Whole numbers, row-major.
     pub values: Vec<i8>,
@@ -18,25 +19,108 @@ pub struct Quantised {
     pub relative_error: f64,
 }
 
-/// Quantises each row by its own largest magnitude.
-pub fn per_row(matrix: &Matrix) -> Quantised {
+/// Quantises each row by its own largest magnitude, to whole numbers from `-most` to `most`.
+pub fn per_row(matrix: &Matrix, most: f32) -> Quantised {
     let mut values = Vec::with_capacity(matrix.values.len());
     let mut scales = Vec::with_capacity(matrix.rows);
-    let (mut lost, mut total) = (0f64, 0f64);
+    let mut error = Error::default();
     for row in matrix.values.chunks_exact(matrix.columns.max(1)) {
-        let most = row.iter().fold(0f32, |most, w| most.max(w.abs()));
-        // A row of zeros, or of numbers too small to divide by: any scale is right.
-        let scale = if most / MOST > f32::MIN_POSITIVE { most / MOST } else { 1.0 };
+        let scale = usable(largest(row) / most);
         scales.push(scale);
         for &w in row {
-            let q = (w / scale).round_ties_even().clamp(-MOST, MOST);
+            let q = (w / scale).round_ties_even().clamp(-most, most);
             values.push(q as i8);
-            lost += f64::from(w - q * scale).powi(2);
-            total += f64::from(w).powi(2);
+            error.add(w, q * scale);
         }
     }
-    let relative_error = if total > 0.0 { (lost / total).sqrt() } else { 0.0 };
-    Quantised { values, scales, relative_error }
+    Quantised { values, scales, relative_error: error.relative() }
+}
+
+/// Weights of one row that share a scale in 4 bits.
+pub const BLOCK: usize = 32;
+/// What stands for 0 among 0 to 15.
+const ZERO: f32 = 8.0;
+
+/// A matrix in 4 bits, as `MatMulNBits` and `GatherBlockQuantized` take it.
+pub struct Blocks {
+    /// Two numbers a byte, the earlier in the low half; rows padded with zeros to whole blocks.
+    pub packed: Vec<u8>,
+    /// `[rows, blocks]`; a number is `scale * (q - 8)`.
+    pub scales: Vec<f32>,
+    /// Blocks of a row.
+    pub blocks: usize,
+    /// As [`Quantised::relative_error`].
+    pub relative_error: f64,
+}
+
+/// Quantises blocks of [`BLOCK`] weights of a row to `scale * (q - 8)`, `q` from 0 to 15. Of several scales around the
+/// largest magnitude's the one with the smallest squared error is taken: the outermost weight is not worth the precision
+/// of all others.
+pub fn in_blocks(matrix: &Matrix) -> Blocks {
+    let blocks = matrix.columns.div_ceil(BLOCK);
+    let mut packed = Vec::with_capacity(matrix.rows * blocks * BLOCK / 2);
+    let mut scales = Vec::with_capacity(matrix.rows * blocks);
+    let mut error = Error::default();
+    for row in matrix.values.chunks_exact(matrix.columns.max(1)) {
+        for weights in row.chunks(BLOCK) {
+            let mut block = [0f32; BLOCK];
+            block[..weights.len()].copy_from_slice(weights);
+            let scale = best_scale(&block);
+            scales.push(scale);
+            let whole = block.map(|w| four_bits(w, scale));
+            packed.extend(whole.chunks_exact(2).map(|pair| (pair[0] as u8) | ((pair[1] as u8) << 4)));
+            block.iter().zip(whole).for_each(|(w, q)| error.add(*w, (q - ZERO) * scale));
+        }
+    }
+    Blocks { packed, scales, blocks, relative_error: error.relative() }
+}
+
+fn four_bits(w: f32, scale: f32) -> f32 {
+    (w / scale + ZERO).round_ties_even().clamp(0.0, 15.0)
+}
+
+/// Negative where the outermost weight is positive: -8 reaches further than 7.
+fn best_scale(block: &[f32; BLOCK]) -> f32 {
+    let outermost = block.iter().copied().fold(0f32, |most, w| if w.abs() > most.abs() { w } else { most });
+    let squared = |scale: f32| -> f32 {
+        block.iter().map(|w| (w - (four_bits(*w, scale) - ZERO) * scale).powi(2)).sum()
+    };
+    let candidates = [8.0, 7.75, 7.5, 7.25, 7.0].map(|reach| usable(-outermost / reach));
+    let mut best = (f32::INFINITY, candidates[0]);
+    for scale in candidates {
+        let found = squared(scale);
+        if found < best.0 {
+            best = (found, scale);
+        }
+    }
+    best.1
+}
+
+fn largest(row: &[f32]) -> f32 {
+    row.iter().fold(0f32, |most, w| most.max(w.abs()))
+}
+
+/// A row of zeros, or of numbers too small to divide by: any scale is right.
+fn usable(scale: f32) -> f32 {
+    if scale.abs() > f32::MIN_POSITIVE { scale } else { 1.0 }
+}
+
+/// Squares of what was lost and of all there was.
+#[derive(Default)]
+struct Error {
+    lost: f64,
+    total: f64,
+}
+
+impl Error {
+    fn add(&mut self, w: f32, kept: f32) {
+        self.lost += f64::from(w - kept).powi(2);
+        self.total += f64::from(w).powi(2);
+    }
+
+    fn relative(&self) -> f64 {
+        if self.total > 0.0 { (self.lost / self.total).sqrt() } else { 0.0 }
+    }
 }
 
 /// Weight errors by kind of block (`qkv_proj`, `down_proj`, ...).
@@ -101,12 +185,37 @@ mod tests {
             columns: 4,
             values: vec![0.5, -0.25, 0.1, 0.0, 1e4, 3.0, -1e4, 40.0, 0.0, 0.0, 0.0, 0.0],
         };
-        let q = per_row(&matrix);
+        let q = per_row(&matrix, EIGHT_BITS);
         assert_eq!(q.values[..4], [127, -64, 25, 0]);
         assert_eq!(q.values[4..], [127, 0, -127, 1, 0, 0, 0, 0]);
         assert_eq!(q.scales[2], 1.0);
         for (w, (q, i)) in matrix.values.iter().zip(q.values.iter().zip(0..)).take(4) {
             assert!((w - f32::from(*q) * 0.5 / 127.0).abs() <= 0.5 / 254.0 + 1e-6, "{i}");
         }
+    }
+
+    /// Half a step is the most that a weight within reach may move, whatever its neighbours in other blocks are; numbers
+    /// are packed in the order in which the operator reads them.
+    #[test]
+    fn blocks_have_their_own_scale() {
+        let columns = BLOCK + 3;
+        let values: Vec<f32> = (0..columns)
+            .map(|i| if i < BLOCK { (i as f32 - 10.0) / 8.0 } else { 1e4 * (i as f32 - 33.0) })
+            .collect();
+        let q = in_blocks(&Matrix { rows: 1, columns, values: values.clone() });
+        assert_eq!((q.blocks, q.packed.len(), q.scales.len()), (2, BLOCK, 2));
+        for (i, w) in values.iter().enumerate() {
+            let whole = (q.packed[i / 2] >> (4 * (i % 2))) & 15;
+            let scale = q.scales[i / BLOCK];
+            let kept = (f32::from(whole) - ZERO) * scale;
+            assert!((w - kept).abs() <= 0.8 * scale.abs(), "{i}: {w} became {kept}");
+        }
+        // The padding behind the last weight is zero.
+        assert_eq!(
+            q.packed[columns.div_ceil(2)..].iter().collect::<std::collections::BTreeSet<_>>().len(),
+            1
+        );
+        assert_eq!(q.packed[BLOCK - 1], 0x88);
+        assert!(q.relative_error < 0.1, "{}", q.relative_error);
     }
 }

@@ -1,9 +1,10 @@
 //! A checkpoint as the emitters read it: every tensor checked for NaN and infinity, in the arithmetic chosen for it.
 
 use crate::error::ExportError;
+use crate::graph::Data;
 use crate::quantise::ErrorReport;
 use models::config::DecoderConfig;
-use models::manifest::Precision;
+use models::manifest::{GraphKind, Precision};
 use models::weights::Weights;
 use std::collections::HashSet;
 use std::path::Path;
@@ -47,6 +48,8 @@ pub struct Source {
     weights: Weights,
     /// Arithmetic of linear maps and embeddings.
     pub precision: Precision,
+    /// Which operators may be used.
+    pub graph: GraphKind,
     /// What quantisation has cost so far.
     pub errors: ErrorReport,
     read: HashSet<String>,
@@ -54,16 +57,35 @@ pub struct Source {
 
 impl Source {
     /// The LLM of a student directory; names, shapes and kinds must be those `config` describes.
-    pub fn open_llm(dir: &Path, config: &DecoderConfig, precision: Precision) -> Result<Self, ExportError> {
+    pub fn open_llm(
+        dir: &Path,
+        config: &DecoderConfig,
+        precision: Precision,
+        graph: GraphKind,
+    ) -> Result<Self, ExportError> {
         let weights = Weights::open(dir)?;
         weights.check(config)?;
-        Ok(Self { weights, precision, errors: ErrorReport::default(), read: HashSet::new() })
+        Ok(Self { weights, precision, graph, errors: ErrorReport::default(), read: HashSet::new() })
+    }
+
+    /// Whether ONNX Runtime's own operators may be used.
+    pub fn fused(&self) -> bool {
+        self.graph == GraphKind::Fused
+    }
+
+    /// Numbers as the graph's activations are: f16 in that precision, f32 in all others.
+    pub fn activation<'a>(&self, values: &'a [f32]) -> Data<'a> {
+        match self.precision {
+            Precision::Fp16 => Data::F16(values),
+            Precision::Fp32 | Precision::Int8 | Precision::Int4 => Data::F32(values),
+        }
     }
 
     /// One safetensors file, written as it is.
     pub fn open_file(file: &Path) -> Result<Self, ExportError> {
         let weights = Weights::open_file(file)?;
-        Ok(Self { weights, precision: Precision::Fp32, errors: ErrorReport::default(), read: HashSet::new() })
+        let (precision, graph) = (Precision::Fp32, GraphKind::Portable);
+        Ok(Self { weights, precision, graph, errors: ErrorReport::default(), read: HashSet::new() })
     }
 
     /// The file the tensors come from.

@@ -143,7 +143,11 @@ impl Proof {
                 ("difference of a score", f64::from(self.score), false, 1e-2),
                 ("top-1 agreement", self.top1, true, 1.0),
             ]),
-            Precision::Int8 => limits.push(("smallest cosine", self.cosine, true, 0.95)),
+            Precision::Fp16 => limits.extend([
+                ("smallest cosine", self.cosine, true, 0.999),
+                ("top-1 agreement", self.top1, true, 0.98),
+            ]),
+            Precision::Int8 | Precision::Int4 => limits.push(("smallest cosine", self.cosine, true, 0.95)),
         }
         self.failed = limits
             .into_iter()

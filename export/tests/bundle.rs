@@ -5,7 +5,7 @@
 mod support;
 
 use export::onnx::{GraphProto, ModelProto};
-use models::manifest::{Batching, Manifest, Precision};
+use models::manifest::{Batching, GraphKind, Manifest, Precision};
 use models::student::{Form, Residual};
 use prost::Message;
 use runtime::bundle::Bundle;
@@ -38,19 +38,76 @@ fn every_architecture_means_what_the_reference_means() {
     let plans = [(Form::Relu, Residual::LastToken), (Form::Gated, Residual::Pooled)];
     for (name, config) in configs() {
         for (form, residual) in plans {
-            let fixture =
-                Fixture::new(&Plan { config: config.clone(), layers: vec![0, 3, 1], form, residual });
-            let manifest = export(&fixture.options).unwrap_or_else(|error| panic!("{name}: {error}"));
-            let (cosine, relative) =
-                (parity(&manifest, "embedding_cosine_min"), parity(&manifest, "embedding_relative_max"));
-            assert!(cosine > 0.999_999 && relative < 1e-5, "{name}: {}", manifest.parity);
-            assert!(parity(&manifest, "score_difference_max") < 1e-4, "{name}: {}", manifest.parity);
-            assert!(parity(&manifest, "unfolded_difference_max") < 1e-4, "{name}: {}", manifest.parity);
-            assert_eq!(manifest.golden.len(), 4);
-            // What was returned is what was written, and opens.
-            assert_eq!(Manifest::open(&fixture.options.out).unwrap(), manifest);
+            for kind in [GraphKind::Fused, GraphKind::Portable] {
+                if kind == GraphKind::Fused && !takes_fused(&config) {
+                    continue;
+                }
+                let mut fixture = Fixture::new(&Plan {
+                    config: config.clone(),
+                    layers: vec![0, 3, 1],
+                    form,
+                    residual,
+                    four_bits: false,
+                });
+                fixture.options.graph = kind;
+                let manifest = export(&fixture.options).unwrap_or_else(|error| panic!("{name}: {error}"));
+                let (cosine, relative) =
+                    (parity(&manifest, "embedding_cosine_min"), parity(&manifest, "embedding_relative_max"));
+                assert!(cosine > 0.999_999 && relative < 1e-5, "{name}: {}", manifest.parity);
+                assert!(parity(&manifest, "score_difference_max") < 1e-4, "{name}: {}", manifest.parity);
+                assert!(parity(&manifest, "unfolded_difference_max") < 1e-4, "{name}: {}", manifest.parity);
+                assert_eq!(manifest.golden.len(), 4);
+                // What was returned is what was written, and opens.
+                assert_eq!(Manifest::open(&fixture.options.out).unwrap(), manifest);
+            }
         }
     }
+}
+
+/// Few bits that a robot can still rank by; half precision for GPUs, run here on the CPU by casts.
+#[test]
+fn every_precision_stays_near_the_reference() {
+    if !onnxruntime() {
+        return;
+    }
+    for (name, config) in configs() {
+        if !takes_fused(&config) {
+            continue;
+        }
+        // A random model this small forgives no error of its weights, so those of 4 bits are made to have none: what is
+        // left is how the operator reads them, and its 8-bit activations.
+        let limits = [(Precision::Fp16, 0.999_9), (Precision::Int8, 0.96), (Precision::Int4, 0.99)];
+        for (precision, least) in limits {
+            let four_bits = precision == Precision::Int4;
+            let mut fixture = Fixture::new(&Plan { config: config.clone(), four_bits, ..Plan::llama() });
+            fixture.options.precision = precision;
+            fixture.options.allow_degraded = true;
+            let manifest = export(&fixture.options).unwrap_or_else(|error| panic!("{name}: {error}"));
+            let cosine = parity(&manifest, "embedding_cosine_min");
+            assert!(cosine > least, "{name}, {precision:?}: {cosine}");
+            let card = fs::read_to_string(fixture.options.out.join("MODEL_CARD.md")).unwrap();
+            assert!(
+                card.contains("embedding cosine min") && card.contains("ONNX Runtime's operators"),
+                "{card}"
+            );
+        }
+    }
+}
+
+fn takes_fused(config: &serde_json::Value) -> bool {
+    config["head_dim"].as_u64().is_some_and(|head_dim| head_dim.is_multiple_of(16))
+}
+
+/// What a graph of one kind cannot say is refused before anything is written.
+#[test]
+fn kinds_of_graph_refuse_what_they_cannot_say() {
+    let (_, mistral) = configs().into_iter().find(|(name, _)| *name == "mistral").unwrap();
+    let fixture = Fixture::new(&Plan { config: mistral, ..Plan::llama() });
+    assert!(fixture.refusal().contains("`head_dim` is 6"));
+    let mut fixture = Fixture::new(&Plan::llama());
+    fixture.options.precision = Precision::Int4;
+    fixture.options.graph = GraphKind::Portable;
+    assert!(fixture.refusal().contains("--graph fused"));
 }
 
 /// If padding reaches a real token or the pooling, recall falls only where texts share a batch, and no error is seen.
@@ -61,7 +118,9 @@ fn a_text_alone_and_in_a_padded_batch_is_the_same() {
     }
     for (name, config) in configs() {
         let (form, residual) = (Form::Gated, Residual::LastToken);
-        let fixture = Fixture::new(&Plan { config, layers: vec![1, 2, 3], form, residual });
+        let mut fixture =
+            Fixture::new(&Plan { config, layers: vec![1, 2, 3], form, residual, four_bits: false });
+        fixture.options.graph = GraphKind::Portable;
         export(&fixture.options).unwrap();
         let bundle = Arc::new(Bundle::open(&fixture.options.out).unwrap());
         let encoder = Encoder::open(bundle, &fixture.options.session).unwrap();
@@ -85,7 +144,8 @@ fn a_graph_tells_what_it_takes_and_gives() {
         return;
     }
     let (_, config) = configs().swap_remove(0);
-    let plan = Plan { config, layers: vec![1, 2], form: Form::Relu, residual: Residual::Pooled };
+    let plan =
+        Plan { config, layers: vec![1, 2], form: Form::Relu, residual: Residual::Pooled, four_bits: false };
     let fixture = Fixture::new(&plan);
     export(&fixture.options).unwrap();
     let load = || Graph::load(&fixture.options.out.join("encoder.onnx"), &fixture.options.session).unwrap();
@@ -93,27 +153,25 @@ fn a_graph_tells_what_it_takes_and_gives() {
     let inputs = graph.inputs();
     assert_eq!(
         inputs.iter().map(|input| input.name.as_str()).collect::<Vec<_>>(),
-        ["input_ids", "attention_mask", "pooling_mask"]
+        ["input_ids", "attention_mask", "prefix"]
     );
     assert_eq!((inputs[0].element, inputs[0].description.as_str()), (Some(Element::Int64), "int64 [?, ?]"));
     let output = &graph.outputs()[0];
     assert_eq!((output.element, &output.dims), (Some(Element::Float32), &vec![None, Some(32)]));
     // Its own words make a session; less than it takes, or more than it gives, does not.
     let ports = |names: &[&str]| -> Vec<Port> {
-        names.iter().map(|name| Port::new((*name).to_owned(), Element::Int64, [None, None])).collect()
+        let dims = |name| if name == "prefix" { vec![Some(1)] } else { vec![None, None] };
+        names.iter().map(|name| Port::new((*name).to_owned(), Element::Int64, dims(*name))).collect()
     };
-    let all = ["input_ids", "attention_mask", "pooling_mask"];
+    let all = ["input_ids", "attention_mask", "prefix"];
     let output = Port::new(output.name.clone(), Element::Float32, output.dims.clone());
     let session = graph.session(ports(&all), vec![output.clone()]).unwrap();
     let (ids, shape) = ([1i64, 2, 3], [1usize, 3]);
-    let filled = [
-        (Values::Int64(&ids), &shape[..]),
-        (Values::Int64(&[1; 3]), &shape),
-        (Values::Int64(&[1; 3]), &shape),
-    ];
+    let filled =
+        [(Values::Int64(&ids), &shape[..]), (Values::Int64(&[1; 3]), &shape), (Values::Int64(&[0]), &[1])];
     assert_eq!(session.run(&filled).unwrap()[0].shape, [1, 32]);
     let error = load().session(ports(&all[..2]), vec![output]).unwrap_err().to_string();
-    assert!(error.contains("input `pooling_mask` is unknown"), "{error}");
+    assert!(error.contains("input `prefix` is unknown"), "{error}");
     let more = vec![Port::new("logits", Element::Float32, [None, None])];
     let error = load().session(ports(&all), more).unwrap_err().to_string();
     assert!(error.contains("output `logits` is missing"), "{error}");
@@ -127,6 +185,7 @@ fn int8_is_near_small_and_deterministic() {
     }
     for (name, config) in configs() {
         let mut fixture = Fixture::new(&Plan { config, ..Plan::llama() });
+        fixture.options.graph = GraphKind::Portable;
         let fp32 = export(&fixture.options).unwrap();
         let size = |out: &Path| fs::metadata(out.join("encoder.onnx_data")).unwrap().len();
         let fp32_size = size(&fixture.options.out);
@@ -134,7 +193,7 @@ fn int8_is_near_small_and_deterministic() {
         fixture.options.out = fixture.options.out.with_file_name("int8");
         let int8 = export(&fixture.options).unwrap_or_else(|error| panic!("{name}: {error}"));
         assert_eq!((fp32.encoder.batching, int8.encoder.batching), (Batching::Free, Batching::OneAtATime));
-        assert!(parity(&int8, "embedding_cosine_min") > 0.98, "{name}: {}", int8.parity);
+        assert!(parity(&int8, "embedding_cosine_min") > 0.96, "{name}: {}", int8.parity);
         assert!(size(&fixture.options.out) < fp32_size / 2);
         assert_ne!(fp32.document_digest, int8.document_digest);
         fixture.options.out = fixture.options.out.with_file_name("again");
@@ -147,7 +206,7 @@ fn int8_is_near_small_and_deterministic() {
                 .filter(|node| node.op_type.as_deref() == Some(kind))
                 .count()
         };
-        assert_eq!((types("DynamicQuantizeLinear"), types("MatMulInteger")), (9, 12), "{name}");
+        assert_eq!((types("DynamicQuantizeLinear"), types("MatMulInteger")), (9, 15), "{name}");
     }
 }
 
@@ -179,9 +238,17 @@ fn names_are_unique_and_say_where_they_belong() {
     if !onnxruntime() {
         return;
     }
-    for precision in [Precision::Fp32, Precision::Int8] {
+    let kinds = [
+        (Precision::Fp32, GraphKind::Portable),
+        (Precision::Fp32, GraphKind::Fused),
+        (Precision::Int8, GraphKind::Portable),
+        (Precision::Int4, GraphKind::Fused),
+    ];
+    for (precision, kind) in kinds {
         let mut fixture = Fixture::new(&Plan::llama());
         fixture.options.precision = precision;
+        fixture.options.graph = kind;
+        fixture.options.allow_degraded = true;
         export(&fixture.options).unwrap();
         for file in ["encoder.onnx", "predictor.onnx"] {
             let graph = graph(&fixture.options.out.join(file));
@@ -201,9 +268,15 @@ fn names_are_unique_and_say_where_they_belong() {
         }
         let encoder = graph(&fixture.options.out.join("encoder.onnx"));
         let names = node_names(&encoder);
-        for expected in ["/model/embed_tokens/Gather", "/model/layers.2/self_attn/Softmax", "/pooling/Concat"]
-        {
+        let attention = match kind {
+            GraphKind::Portable => "/model/layers.2/self_attn/Softmax",
+            GraphKind::Fused => "/model/layers.2/self_attn/GroupQueryAttention",
+        };
+        for expected in ["/model/embed_tokens/Gather", "/prefix/Split", attention, "/pooling/Concat"] {
             assert!(names.contains(&expected), "{expected}");
         }
+        // Other engines know the standard only.
+        let foreign = encoder.node.iter().filter(|node| node.domain.is_some()).count();
+        assert_eq!(foreign > 0, kind == GraphKind::Fused, "{foreign} operators of ONNX Runtime's own");
     }
 }

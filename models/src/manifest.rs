@@ -3,10 +3,11 @@
 //! A bundle directory:
 //! ```text
 //! manifest.json       this
-//! encoder.onnx        input_ids, attention_mask, pooling_mask -> sentence_embedding [, answer_embedding]
+//! encoder.onnx        input_ids, attention_mask [, pooling_mask] [, prefix] -> sentence_embedding [, answer_embedding]
 //! encoder.onnx_data   its weights, where they do not fit into one protobuf
 //! predictor.onnx      the predictor unfolded: embeddings -> predicted_hidden, score
 //! fold.safetensors    the predictor folded (see crate::fold)
+//! MODEL_CARD.md       this for people
 //! prompt.json, tokenizer.json
 //! ```
 
@@ -17,13 +18,15 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// Version of `manifest.json` that this program reads and writes.
-pub const FORMAT_VERSION: u32 = 1;
+pub const FORMAT_VERSION: u32 = 2;
 /// Name of the manifest inside a bundle.
 pub const FILE_NAME: &str = "manifest.json";
 /// Encoder graph.
 pub const ENCODER_FILE: &str = "encoder.onnx";
 /// External data of the encoder graph.
 pub const ENCODER_DATA_FILE: &str = "encoder.onnx_data";
+/// The manifest for people.
+pub const CARD_FILE: &str = "MODEL_CARD.md";
 /// Unfolded predictor graph.
 pub const PREDICTOR_FILE: &str = "predictor.onnx";
 
@@ -33,7 +36,10 @@ pub mod names {
     pub const INPUT_IDS: &str = "input_ids";
     /// int64 `[batch, seq]`, 1 on tokens, 0 on padding.
     pub const ATTENTION_MASK: &str = "attention_mask";
-    /// int64 `[batch, seq]`, 1 on the text's own tokens, 0 on prompt and padding; at least one 1 per row.
+    /// int64 `[1]`: which of the manifest's prefixes stands before every row; only where there are any.
+    pub const PREFIX: &str = "prefix";
+    /// int64 `[batch, seq]`, 1 on the text's own tokens, 0 on prompt and padding; at least one 1 per row. Only with the
+    /// last-token residual: otherwise a row is the text's tokens and nothing else.
     pub const POOLING_MASK: &str = "pooling_mask";
     /// f32 `[batch, D]`, the latent: mean over the text's tokens of the chosen layers, concatenated.
     pub const SENTENCE_EMBEDDING: &str = "sentence_embedding";
@@ -55,8 +61,22 @@ pub mod names {
 pub enum Precision {
     /// 32-bit floats.
     Fp32,
+    /// 16-bit floats throughout, for GPUs.
+    Fp16,
     /// 8-bit weights per output channel, activations quantised at run time.
     Int8,
+    /// 4-bit weights in blocks, activations quantised at run time by the operator.
+    Int4,
+}
+
+/// Which operators a graph is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum GraphKind {
+    /// ONNX Runtime's own as well: faster there, unknown elsewhere.
+    Fused,
+    /// Those of the ONNX standard only.
+    Portable,
 }
 
 /// Whether texts may share a batch.
@@ -65,7 +85,8 @@ pub enum Precision {
 pub enum Batching {
     /// An embedding does not depend on what shares its batch.
     Free,
-    /// Dynamic int8 computes one activation scale per tensor: texts must be encoded one at a time, unpadded.
+    /// Texts must be encoded one at a time, unpadded: dynamic int8 computes one activation scale per tensor, and the fused
+    /// attention continues one prefix only.
     OneAtATime,
 }
 
@@ -85,6 +106,11 @@ pub struct Golden {
 pub struct EncoderInfo {
     /// Arithmetic.
     pub precision: Precision,
+    /// Operators.
+    pub graph: GraphKind,
+    /// Token ids of the prompts whose keys and values the graph holds: a pass begins behind one of them, and input
+    /// `prefix` says which. None where the graph reads whole passes and has no such input.
+    pub prefixes: Vec<Vec<u32>>,
     /// Whether texts may share a batch.
     pub batching: Batching,
     /// Number of LLM layers in the graph.
@@ -95,7 +121,7 @@ pub struct EncoderInfo {
     pub hidden_size: usize,
     /// Rows of the token embedding: every token id must be below.
     pub vocab_size: usize,
-    /// Longest pass that the prompt can make.
+    /// Longest pass that the prompt can make, prefix included.
     pub max_tokens: usize,
 }
 
@@ -207,10 +233,11 @@ impl Manifest {
 
     /// Digest over precision, batching and the listed digests of all files that shape a document vector.
     pub fn expected_document_digest(&self) -> String {
-        let precision = format!("{:?} {:?}", self.encoder.precision, self.encoder.batching);
+        let info = &self.encoder;
+        let precision = format!("{:?} {:?} {:?}", info.precision, info.graph, info.batching);
         let mut parts = vec![precision.into_bytes()];
         for (name, digest) in &self.digests {
-            if name != PREDICTOR_FILE {
+            if name != PREDICTOR_FILE && name != CARD_FILE {
                 parts.push(name.clone().into_bytes());
                 parts.push(digest.clone().into_bytes());
             }

@@ -236,6 +236,11 @@ impl Prompter {
         self.prefix.len() + document.max(query)
     }
 
+    /// What every query pass and every document pass begins with, before the text, in this order.
+    pub fn before_texts(&self) -> [Vec<u32>; 2] {
+        [&self.query.0, &self.document.0].map(|before| [self.prefix.as_slice(), before].concat())
+    }
+
     /// `[prefix][document]`: the student's document pass and the cached beginning of every teacher prompt.
     pub fn document_pass(&self, text: &str) -> Result<Encoded, PromptError> {
         self.pass(self.prefix.clone(), "document", &self.template.document, &self.document, text)

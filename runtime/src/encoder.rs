@@ -34,6 +34,18 @@ pub enum EncoderError {
         /// Rows of the token embedding.
         limit: usize,
     },
+    /// A pass that begins otherwise than the graph assumes.
+    #[error(
+        "{file}: holds the prompts that begin with tokens {prefixes:?}, but the pass begins with {found:?}; prompt.json belongs to another export"
+    )]
+    Prefix {
+        /// The graph.
+        file: PathBuf,
+        /// What the pass begins with.
+        found: Vec<u32>,
+        /// What the graph holds.
+        prefixes: Vec<Vec<u32>>,
+    },
     /// A pass without text, which only a hand-made [`Encoded`] can be.
     #[error(
         "pass {position}: marks {marked:?} as text among {tokens} tokens; at least one token within the pass is needed"
@@ -69,16 +81,21 @@ pub struct Encoder {
 impl Encoder {
     /// Opens `encoder.onnx`; inputs, outputs and sizes must be those of the manifest.
     pub fn open(bundle: Arc<Bundle>, options: &SessionOptions) -> Result<Self, EncoderError> {
-        let free = vec![None, None];
-        let inputs = [names::INPUT_IDS, names::ATTENTION_MASK, names::POOLING_MASK]
-            .map(|name| Port::new(name, Element::Int64, free.clone()));
         let info = &bundle.manifest.encoder;
+        let tokens = |name| Port::new(name, Element::Int64, [None, None]);
+        let mut inputs = vec![tokens(names::INPUT_IDS), tokens(names::ATTENTION_MASK)];
+        if bundle.manifest.predictor.residual == Residual::LastToken {
+            inputs.push(tokens(names::POOLING_MASK));
+        }
+        if !info.prefixes.is_empty() {
+            inputs.push(Port::new(names::PREFIX, Element::Int64, [Some(1)]));
+        }
         let embedding = |name, size| Port::new(name, Element::Float32, [None, Some(size)]);
         let mut outputs = vec![embedding(names::SENTENCE_EMBEDDING, info.dimensions)];
         if bundle.manifest.predictor.residual == Residual::LastToken {
             outputs.push(embedding(names::ANSWER_EMBEDDING, info.hidden_size));
         }
-        let session = Session::open(&bundle.dir.join(ENCODER_FILE), options, inputs.to_vec(), outputs)?;
+        let session = Session::open(&bundle.dir.join(ENCODER_FILE), options, inputs, outputs)?;
         Ok(Self { bundle, session })
     }
 
@@ -131,9 +148,10 @@ impl Encoder {
                 return Err(EncoderError::NoText { position, marked, tokens });
             }
         }
+        let rows = passes.iter().map(|pass| self.row(pass)).collect::<Result<Vec<_>, _>>()?;
         let mut embeddings: Vec<Option<Embedding>> = vec![None; passes.len()];
-        for batch in batches(passes, self.bundle.manifest.encoder.batching) {
-            for (&position, embedding) in batch.iter().zip(self.run(passes, &batch)?) {
+        for batch in batches(&rows, self.bundle.manifest.encoder.batching) {
+            for (&position, embedding) in batch.iter().zip(self.run(&rows, &batch)?) {
                 embeddings[position] = Some(embedding);
             }
         }
@@ -141,24 +159,53 @@ impl Encoder {
         Ok(embeddings.into_iter().flatten().collect())
     }
 
+    /// What the graph reads of a pass: not the prompt that it holds, and nothing behind the text where nobody looks.
+    fn row<'a>(&self, pass: &'a Encoded) -> Result<Row<'a>, EncoderError> {
+        let manifest = &self.bundle.manifest;
+        let prefixes = &manifest.encoder.prefixes;
+        let before = &pass.ids[..pass.text.start];
+        let prefix = prefixes.iter().position(|prefix| prefix == before);
+        if prefix.is_none() && !prefixes.is_empty() {
+            return Err(EncoderError::Prefix {
+                file: self.bundle.dir.join(ENCODER_FILE),
+                found: before.to_vec(),
+                prefixes: prefixes.clone(),
+            });
+        }
+        let (start, end) = match manifest.predictor.residual {
+            Residual::Pooled => (pass.text.start, pass.text.end),
+            Residual::LastToken if prefix.is_some() => (pass.text.start, pass.ids.len()),
+            Residual::LastToken => (0, pass.ids.len()),
+        };
+        let text = pass.text.start - start..pass.text.end - start;
+        Ok(Row { prefix: prefix.unwrap_or(0), ids: &pass.ids[start..end], text, tokens: pass.ids.len() })
+    }
+
     /// One run of the graph: right-padded to the longest, token 0 under masks of 0.
-    fn run(&self, passes: &[Encoded], batch: &[usize]) -> Result<Vec<Embedding>, EncoderError> {
-        let longest = batch.iter().map(|&i| passes[i].ids.len()).max().unwrap_or(0);
+    fn run(&self, rows: &[Row], batch: &[usize]) -> Result<Vec<Embedding>, EncoderError> {
+        let longest = batch.iter().map(|&i| rows[i].ids.len()).max().unwrap_or(0);
         let shape = [batch.len(), longest];
         let size = batch.len() * longest;
         let (mut ids, mut attention, mut pooling) = (vec![0i64; size], vec![0i64; size], vec![0i64; size]);
-        for (row, &i) in batch.iter().enumerate() {
-            let (pass, start) = (&passes[i], row * longest);
-            for (slot, &id) in ids[start..].iter_mut().zip(&pass.ids) {
+        for (place, &i) in batch.iter().enumerate() {
+            let (row, start) = (&rows[i], place * longest);
+            for (slot, &id) in ids[start..].iter_mut().zip(row.ids) {
                 *slot = i64::from(id);
             }
-            attention[start..start + pass.ids.len()].fill(1);
-            pooling[start + pass.text.start..start + pass.text.end].fill(1);
+            attention[start..start + row.ids.len()].fill(1);
+            pooling[start + row.text.start..start + row.text.end].fill(1);
         }
-        let inputs = [ids, attention, pooling];
-        let inputs: Vec<_> = inputs.iter().map(|v| (Values::Int64(v), shape.as_slice())).collect();
+        let prefix = [batch.first().map_or(0, |&i| rows[i].prefix as i64)];
+        let manifest = &self.bundle.manifest;
+        let mut inputs = vec![(Values::Int64(&ids), &shape[..]), (Values::Int64(&attention), &shape[..])];
+        if manifest.predictor.residual == Residual::LastToken {
+            inputs.push((Values::Int64(&pooling), &shape[..]));
+        }
+        if !manifest.encoder.prefixes.is_empty() {
+            inputs.push((Values::Int64(&prefix), &[1]));
+        }
         let outputs = self.session.run(&inputs)?;
-        let mut outputs = outputs.iter().map(rows);
+        let mut outputs = outputs.iter().map(vectors);
         let (latents, mut answers) = (outputs.next(), outputs.next());
         let latents = latents.into_iter().flatten();
         Ok(latents
@@ -166,29 +213,45 @@ impl Encoder {
             .map(|(latent, &i)| Embedding {
                 latent: latent.to_vec(),
                 answer: answers.as_mut().and_then(Iterator::next).map(<[f32]>::to_vec),
-                tokens: passes[i].ids.len(),
+                tokens: rows[i].tokens,
             })
             .collect())
     }
 }
 
+/// A pass as the graph reads it.
+struct Row<'a> {
+    /// Place of its prompt among the manifest's.
+    prefix: usize,
+    ids: &'a [u32],
+    /// The text's own tokens in `ids`.
+    text: std::ops::Range<usize>,
+    /// Tokens of the whole pass.
+    tokens: usize,
+}
+
 /// Rows of a `[batch, n]` tensor.
-fn rows(tensor: &Tensor) -> std::slice::ChunksExact<'_, f32> {
+fn vectors(tensor: &Tensor) -> std::slice::ChunksExact<'_, f32> {
     tensor.values.chunks_exact(tensor.shape.last().copied().unwrap_or(1).max(1))
 }
 
-/// Positions of the passes that share a run.
-fn batches(passes: &[Encoded], batching: Batching) -> Vec<Vec<usize>> {
-    let mut order: Vec<usize> = (0..passes.len()).collect();
+/// Positions of the rows that share a run: one prompt stands before all of them.
+fn batches(rows: &[Row], batching: Batching) -> Vec<Vec<usize>> {
+    let mut order: Vec<usize> = (0..rows.len()).collect();
     if batching == Batching::OneAtATime {
         return order.into_iter().map(|i| vec![i]).collect();
     }
-    order.sort_by_key(|&i| passes[i].ids.len());
+    order.sort_by_key(|&i| (rows[i].prefix, rows[i].ids.len()));
     let mut batches: Vec<Vec<usize>> = Vec::new();
     for i in order {
         match batches.last_mut() {
             // In this order the newest is the longest: it sets the width of all.
-            Some(batch) if (batch.len() + 1) * passes[i].ids.len() <= TOKENS_PER_BATCH => batch.push(i),
+            Some(batch)
+                if rows[batch[0]].prefix == rows[i].prefix
+                    && (batch.len() + 1) * rows[i].ids.len() <= TOKENS_PER_BATCH =>
+            {
+                batch.push(i);
+            }
             _ => batches.push(vec![i]),
         }
     }
@@ -199,8 +262,10 @@ fn batches(passes: &[Encoded], batching: Batching) -> Vec<Vec<usize>> {
 mod tests {
     use super::*;
 
-    fn pass(length: usize) -> Encoded {
-        Encoded { ids: vec![1; length], text: 0..1 }
+    const IDS: [u32; TOKENS_PER_BATCH + 5] = [1; TOKENS_PER_BATCH + 5];
+
+    fn row(prefix: usize, length: usize) -> Row<'static> {
+        Row { prefix, ids: &IDS[..length], text: 0..1, tokens: length }
     }
 
     /// A batch over the cap raises the memory of the whole life of the process.
@@ -208,22 +273,23 @@ mod tests {
     fn batches_hold_every_pass_once_and_stay_below_the_cap() {
         let lengths: Vec<usize> =
             (0..500).map(|i| 1 + (i * 7919) % 300).chain([TOKENS_PER_BATCH + 5]).collect();
-        let passes: Vec<Encoded> = lengths.iter().map(|&n| pass(n)).collect();
-        let found = batches(&passes, Batching::Free);
+        let rows: Vec<Row> = lengths.iter().enumerate().map(|(i, &n)| row(i % 2, n)).collect();
+        let found = batches(&rows, Batching::Free);
         for batch in &found {
             let width = batch.iter().map(|&i| lengths[i]).max().unwrap();
             assert!(batch.len() == 1 || batch.len() * width <= TOKENS_PER_BATCH);
+            assert!(batch.iter().all(|&i| rows[i].prefix == rows[batch[0]].prefix));
         }
         let mut all = found.concat();
         all.sort_unstable();
-        assert_eq!(all, (0..passes.len()).collect::<Vec<_>>());
-        assert!(found.len() < passes.len() / 3, "{} runs for {} texts", found.len(), passes.len());
+        assert_eq!(all, (0..rows.len()).collect::<Vec<_>>());
+        assert!(found.len() < rows.len() / 3, "{} runs for {} texts", found.len(), rows.len());
     }
 
     /// Dynamic int8 shares one scale among all texts of a run, so answers would depend on the neighbours.
     #[test]
     fn one_at_a_time_means_one_at_a_time() {
-        let passes = [pass(3), pass(1), pass(2)];
-        assert_eq!(batches(&passes, Batching::OneAtATime), [[0], [1], [2]]);
+        let rows = [row(0, 3), row(0, 1), row(0, 2)];
+        assert_eq!(batches(&rows, Batching::OneAtATime), [[0], [1], [2]]);
     }
 }

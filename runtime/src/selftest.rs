@@ -21,13 +21,13 @@ pub struct Tolerance {
 }
 
 impl Tolerance {
-    /// fp32: the order of summation differs between processors, the sixth digit with it. int8: activations are rounded at
-    /// run time, and processors without 8-bit dot products (x86 before VNNI) saturate sums of two products at 16 bits; a
-    /// wrong template or tokenizer is off by whole units.
+    /// fp32: the order of summation differs between processors, the sixth digit with it. fp16 has three digits. In few bits
+    /// activations are rounded at run time; a wrong template or tokenizer is off by whole units.
     pub fn of(precision: Precision) -> Self {
         match precision {
             Precision::Fp32 => Self { absolute: 1e-3, relative: 1e-3 },
-            Precision::Int8 => Self { absolute: 0.3, relative: 0.05 },
+            Precision::Fp16 => Self { absolute: 0.05, relative: 0.01 },
+            Precision::Int8 | Precision::Int4 => Self { absolute: 0.3, relative: 0.05 },
         }
     }
 

@@ -2,16 +2,15 @@
 
 use crate::error::ExportError;
 use crate::graph::{Graph, Scope, Value};
-use crate::layers::linear::{linear, packed};
-use crate::onnx::AttributeProto;
+use crate::layers::linear::{linear, together};
 use crate::source::Source;
 use models::config::DecoderConfig;
 
 /// `down(silu(gate(x)) * up(x))`, `[batch, seq, hidden_size]` in and out.
 /// ```text
-/// x ─ gate_up_proj ─ Split ─┬─ gate ─┬─ Sigmoid ─ Mul ─ Mul ─ down_proj
-///                           │        └─────────────┘     │
-///                           └─ up ───────────────────────┘
+/// x ─┬─ gate_proj ─┬─ Sigmoid ─ Mul ─ Mul ─ down_proj
+///    │             └─────────────┘     │
+///    └─ up_proj ───────────────────────┘
 /// ```
 pub fn mlp(
     g: &mut Graph,
@@ -21,11 +20,8 @@ pub fn mlp(
     x: &Value,
 ) -> Result<Value, ExportError> {
     let bias = config.has_mlp_bias();
-    let both = packed(g, scope, source, "gate_up_proj", &["gate_proj", "up_proj"], bias, x)?;
-    let inner = config.intermediate_size as i64;
-    let halves = g.integers(&[inner, inner])?;
-    let [gate, up] =
-        g.ops(scope, "Split", &[&both, &halves], [AttributeProto::int("axis", -1)], [":gate", ":up"])?;
+    // Packed, both would have to be split again, which costs more than the second multiplication saves.
+    let [gate, up] = together(g, scope, source, ["gate_proj", "up_proj"], bias, x)?;
     let act = scope.child("act");
     let sigmoid = g.op(&act, "Sigmoid", &[&gate])?;
     let silu = g.op(&act, "Mul", &[&gate, &sigmoid])?;

@@ -5,5 +5,6 @@ pub mod embedding;
 pub mod linear;
 pub mod mlp;
 pub mod norm;
+pub mod past;
 pub mod pooling;
 pub mod rotary;

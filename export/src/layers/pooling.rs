@@ -13,8 +13,8 @@ pub struct MeanPooling {
 }
 
 impl MeanPooling {
-    /// `pooling_mask` and `attention_mask` are int64 `[batch, seq]`. A position is pooled where both are 1: padding is
-    /// never pooled, whatever the caller says. A text without any such position gives NaN, which cannot pass for an
+    /// Both masks are int64 `[batch, seq]`. A position is pooled where both are 1, or the attention mask alone where there
+    /// is no other: padding is never pooled, whatever the caller says. A text without any such position gives NaN, which cannot pass for an
     /// embedding.
     /// ```text
     /// pooling_mask ── Mul ── Cast ── Unsqueeze(1) ─┬─ mask [batch, 1, seq]
@@ -23,11 +23,14 @@ impl MeanPooling {
     pub fn new(
         g: &mut Graph,
         scope: &Scope,
-        pooling_mask: &Value,
+        pooling_mask: Option<&Value>,
         attention_mask: &Value,
     ) -> Result<Self, ExportError> {
         let (row, last) = (g.integers(&[1])?, g.integers(&[-1])?);
-        let mask = g.op(scope, "Mul", &[pooling_mask, attention_mask])?;
+        let mask = match pooling_mask {
+            Some(pooling_mask) => g.op(scope, "Mul", &[pooling_mask, attention_mask])?,
+            None => attention_mask.clone(),
+        };
         let mask = g.op_with(scope, "Cast", &[&mask], [AttributeProto::int("to", DataType::Float as i64)])?;
         let mask = g.op(scope, "Unsqueeze", &[&mask, &row])?;
         let count = g.op_with(scope, "ReduceSum", &[&mask, &last], [AttributeProto::int("keepdims", 1)])?;

@@ -2,9 +2,31 @@
 //! `x * cos + rotate_half(x) * sin` with `rotate_half([a, b]) = [-b, a]`.
 
 use crate::error::ExportError;
-use crate::graph::{Data, Graph, Scope, Value};
+use crate::graph::{Graph, Scope, Value};
 use crate::onnx::AttributeProto;
+use crate::source::Source;
 use models::config::DecoderConfig;
+
+/// Cosines and sines of `max_tokens` positions, `[max_tokens, head_dim / 2]` each.
+pub fn tables(
+    g: &mut Graph,
+    scope: &Scope,
+    source: &Source,
+    config: &DecoderConfig,
+    max_tokens: usize,
+) -> Result<[Value; 2], ExportError> {
+    let frequencies = config.inverse_frequencies();
+    // Angles in f32, as transformers and the torch twin compute them; cosine and sine then rounded once.
+    let table = |of: fn(f64) -> f64| -> Vec<f32> {
+        let angles = (0..max_tokens).flat_map(|t| frequencies.iter().map(move |f| t as f32 * f));
+        angles.map(|angle| of(f64::from(angle)) as f32).collect()
+    };
+    let shape = [max_tokens, frequencies.len()];
+    Ok([
+        g.initializer(&scope.key("cos_cached"), &shape, source.activation(&table(f64::cos)))?,
+        g.initializer(&scope.key("sin_cached"), &shape, source.activation(&table(f64::sin)))?,
+    ])
+}
 
 /// Tables of one forward pass, shared by all layers.
 pub struct Rotary {
@@ -16,38 +38,29 @@ pub struct Rotary {
 }
 
 impl Rotary {
-    /// Computes the tables for `max_tokens` positions and cuts them to the pass's length.
+    /// Cuts the tables to the pass's positions, `past` up to `total`.
     /// ```text
-    /// cos_cached [max_tokens, head_dim / 2] ── Slice(0..seq) ─┬─ Concat ── cos [seq, head_dim]
-    ///                                                         └────┘
-    /// sin_cached ── Slice(0..seq) ─┬─ Neg ── Concat ── sin [seq, head_dim]
-    ///                              └───────────┘
+    /// cos_cached [max_tokens, head_dim / 2] ── Slice(past..total) ─┬─ Concat ── cos [seq, head_dim]
+    ///                                                              └────┘
+    /// sin_cached ── Slice(past..total) ─┬─ Neg ── Concat ── sin [seq, head_dim]
+    ///                                   └───────────┘
     /// ```
     pub fn new(
         g: &mut Graph,
         scope: &Scope,
         config: &DecoderConfig,
-        max_tokens: usize,
-        seq: &Value,
+        [cos, sin]: &[Value; 2],
+        [past, total]: [&Value; 2],
     ) -> Result<Self, ExportError> {
-        let frequencies = config.inverse_frequencies();
-        // Angles in f32, as transformers and the torch twin compute them; cosine and sine then rounded once.
-        let table = |of: fn(f64) -> f64| -> Vec<f32> {
-            let angles = (0..max_tokens).flat_map(|t| frequencies.iter().map(move |f| t as f32 * f));
-            angles.map(|angle| of(f64::from(angle)) as f32).collect()
-        };
-        let shape = [max_tokens, frequencies.len()];
-        let first = g.integers(&[0])?;
-        let mut cut = |name: &str, values: Vec<f32>| {
-            let table = g.initializer(&scope.key(&format!("{name}_cached")), &shape, Data::F32(&values))?;
-            g.op(&scope.child(name), "Slice", &[&table, &first, seq, &first])
-        };
-        let (cos, sin) = (cut("cos", table(f64::cos))?, cut("sin", table(f64::sin))?);
+        let rows = g.integers(&[0])?;
+        let mut cut =
+            |name: &str, table: &Value| g.op(&scope.child(name), "Slice", &[table, past, total, &rows]);
+        let (cos, sin) = (cut("cos", cos)?, cut("sin", sin)?);
         let last = || [AttributeProto::int("axis", -1)];
         let negative = g.op(&scope.child("sin"), "Neg", &[&sin])?;
         let cos = g.op_with(&scope.child("cos"), "Concat", &[&cos, &cos], last())?;
         let sin = g.op_with(&scope.child("sin"), "Concat", &[&negative, &sin], last())?;
-        Ok(Self { cos, sin, half: frequencies.len() as i64 })
+        Ok(Self { cos, sin, half: (config.head_dim / 2) as i64 })
     }
 
     /// Rotates `[.., seq, head_dim]` by position.

@@ -7,8 +7,10 @@ pub mod reference;
 
 use export::bundle::{self, Options};
 use export::error::ExportError;
+use export::quantise;
+use export::source::Matrix;
 use models::config::DecoderConfig;
-use models::manifest::{Manifest, Precision};
+use models::manifest::{GraphKind, Manifest, Precision};
 use models::prompt::Prompter;
 use models::student::{Form, PREDICTOR_FILE, Residual, StudentConfig, tensors};
 use models::weights::{DType, expected_tensors, write_safetensors};
@@ -34,12 +36,13 @@ pub const QUERIES: &[&str] =
 pub const DOCUMENTS: &[&str] =
     &["valve", "stop button", "the sponge is red and it may answer the coffee", "light the lamp"];
 
-/// The four families, each with what only it has; head_dim need not be hidden_size / heads.
+/// The four families, each with what only it has; head_dim need not be hidden_size / heads, nor (portable graphs) a
+/// multiple of 16.
 pub fn configs() -> Vec<(&'static str, Value)> {
     let base = |class: &str, model_type: &str, more: Value| {
         let mut json = json!({
             "architectures": [class], "model_type": model_type, "hidden_size": 16, "intermediate_size": 24,
-            "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "rms_norm_eps": 1e-5,
+            "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "rms_norm_eps": 1e-5,
             "max_position_embeddings": 128, "vocab_size": WORDS.len() + 6, "tie_word_embeddings": true,
         });
         for (key, value) in more.as_object().unwrap() {
@@ -61,7 +64,7 @@ pub fn configs() -> Vec<(&'static str, Value)> {
         ),
         ("mistral", base("MistralForCausalLM", "mistral", json!({"head_dim": 6, "num_key_value_heads": 1}))),
         ("qwen2", base("Qwen2ForCausalLM", "qwen2", json!({"tie_word_embeddings": false}))),
-        ("qwen3", base("Qwen3ForCausalLM", "qwen3", json!({"head_dim": 8}))),
+        ("qwen3", base("Qwen3ForCausalLM", "qwen3", json!({"head_dim": 32}))),
     ]
 }
 
@@ -73,13 +76,21 @@ pub struct Plan {
     pub layers: Vec<usize>,
     pub form: Form,
     pub residual: Residual,
+    /// Whether all matrices of the LLM can be said in 4 bits without loss.
+    pub four_bits: bool,
 }
 
 impl Plan {
     /// A Llama, last-token residual, latents of layers 0, 2 and 3.
     pub fn llama() -> Self {
         let config = configs().swap_remove(0).1;
-        Self { config, layers: vec![0, 2, 3], form: Form::Relu, residual: Residual::LastToken }
+        Self {
+            config,
+            layers: vec![0, 2, 3],
+            form: Form::Relu,
+            residual: Residual::LastToken,
+            four_bits: false,
+        }
     }
 }
 
@@ -97,7 +108,10 @@ pub fn write_student(dir: &Path, plan: &Plan) {
                 1 => 0.2 * random.normal(),
                 _ => 0.4 * random.normal(),
             });
-            let numbers = numbers.collect();
+            let mut numbers: Vec<f32> = numbers.collect();
+            if plan.four_bits && shape.len() == 2 {
+                numbers = through_four_bits(&shape, numbers);
+            }
             (name, shape, numbers)
         })
         .collect();
@@ -128,6 +142,21 @@ pub fn write_student(dir: &Path, plan: &Plan) {
     });
     fs::write(dir.join("tokenizer.json"), tokenizer.to_string()).unwrap();
     write_golden(dir, &Reference::new(config, student, &llm, &predictor));
+}
+
+/// What is left of a matrix in 4-bit blocks.
+fn through_four_bits(shape: &[usize], values: Vec<f32>) -> Vec<f32> {
+    let matrix = Matrix { rows: shape[0], columns: shape[1], values };
+    let blocks = quantise::in_blocks(&matrix);
+    let whole = |row: usize, column: usize| {
+        let place = (row * blocks.blocks * quantise::BLOCK) + column;
+        let q = (blocks.packed[place / 2] >> (4 * (place % 2))) & 15;
+        (f32::from(q) - 8.0) * blocks.scales[place / quantise::BLOCK]
+    };
+    (0..shape[0])
+        .flat_map(|row| (0..shape[1]).map(move |column| (row, column)))
+        .map(|(r, c)| whole(r, c))
+        .collect()
 }
 
 fn predictor_tensors(student: &StudentConfig, random: &mut Random) -> Tensors {
@@ -221,6 +250,8 @@ pub fn options(student: &Path, out: &Path) -> Options {
         student: student.to_owned(),
         out: out.to_owned(),
         precision: Precision::Fp32,
+        graph: GraphKind::Fused,
+        ranking: None,
         allow_degraded: false,
         session: SessionOptions { threads: 1, ..SessionOptions::default() },
     }
