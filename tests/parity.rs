@@ -318,7 +318,7 @@ fn the_folded_score_is_the_predictor() {
         write_predictor(&file, &config, 3);
         let predictor = Predictor::open(&config, &file, Device::Cpu).unwrap();
         let folded = Folded::from_predictor(&config, &file).unwrap();
-        folded.write(&fold).unwrap();
+        folded.write(&fold, models::weights::DType::F32).unwrap();
         let reread = Folded::open(&config, &fold).unwrap();
         let (mut normal, d) = (Normal::new(4), config.dimensions());
         let (mut found, mut expected, mut again) = (Vec::new(), Vec::new(), Vec::new());
@@ -367,9 +367,17 @@ impl Student {
         let student = self.dir.path().join("student");
         let session = SessionOptions::default();
         let graph = GraphKind::Portable;
-        let ranking = None;
-        let options =
-            Options { student, out: out.clone(), precision, graph, allow_degraded: false, ranking, session };
+        let (calibration, ranking) = (None, None);
+        let options = Options {
+            student,
+            out: out.clone(),
+            precision,
+            graph,
+            allow_degraded: false,
+            calibration,
+            ranking,
+            session,
+        };
         let mut said = String::new();
         export(&options, &mut |line| said += &format!("{line}\n"))
             .unwrap_or_else(|error| panic!("{error}\n{said}"));

@@ -1,12 +1,14 @@
 //! From a student directory to a bundle directory: checks first, then graphs and copies into a staged directory, then
 //! the proof, and only then the name the user asked for. Whatever fails, nothing is left behind.
 
+use crate::calibrate;
 use crate::card;
 use crate::encoder::encoder;
 use crate::error::ExportError;
+use crate::gptq::Curvature;
 use crate::graph::Graph;
 use crate::predictor::predictor;
-use crate::prefix::prefix_states;
+use crate::prefix::{PrefixStates, prefix_states};
 use crate::ranking::{self, RankingData, RankingProof};
 use crate::source::Source;
 use crate::verify::{self, Reference};
@@ -16,8 +18,9 @@ use models::fold::{self, Folded};
 use models::manifest::{self, Batching, EncoderInfo, GraphKind, Manifest, Precision, PredictorInfo};
 use models::prompt::{self, Prompter};
 use models::student::{self, StudentConfig};
+use models::weights::DType;
 use runtime::session::SessionOptions;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -38,6 +41,8 @@ pub struct Options {
     pub graph: GraphKind,
     /// Whether a bundle that breaks the parity limits is written all the same.
     pub allow_degraded: bool,
+    /// Data set whose texts decide how weights are rounded.
+    pub calibration: Option<PathBuf>,
     /// Judged queries on which the ranking is held to that of the fp32 bundle.
     pub ranking: Option<RankingData>,
     /// How the proof runs the graphs.
@@ -150,8 +155,8 @@ pub fn export(options: &Options, say: &mut dyn FnMut(&str)) -> Result<Manifest, 
     let staged = StagedDir::new(&options.out)?;
     let dir = staged.path();
 
-    write_encoder(&student, options.precision, options.graph, dir, say)?;
-    write_predictor(&student, dir, say)?;
+    write_encoder(&student, options, dir, say)?;
+    write_predictor(&student, options.precision, dir, say)?;
     for name in [prompt::FILE_NAME, TOKENIZER_FILE] {
         let from = student.dir.join(name);
         fs::copy(&from, dir.join(name)).map_err(FileError::io(&from))?;
@@ -208,19 +213,22 @@ fn rank_as_fp32(options: &Options, data: &RankingData, dir: &Path) -> Result<Ran
 
 fn write_encoder(
     student: &Student,
-    precision: Precision,
-    kind: GraphKind,
+    options: &Options,
     dir: &Path,
     say: &mut dyn FnMut(&str),
 ) -> Result<(), ExportError> {
     let start = Instant::now();
     let config = &student.config;
-    let mut source = Source::open_llm(&student.dir, config, precision, kind)?;
+    let mut source = Source::open_llm(&student.dir, config, options.precision, options.graph)?;
     let layers = student.student.encoder_layers(config.num_hidden_layers);
     let prefix = match student.prefixes.is_empty() {
         true => None,
         false => Some(prefix_states(&mut source, config, layers, &student.prefixes)?),
     };
+    if let (Some(data), Precision::Int8 | Precision::Int4) = (&options.calibration, options.precision) {
+        source.curvatures = calibrate(student, data, prefix.as_ref(), dir, &options.session)?;
+        say(&format!("calibrated on {}, {:.1} s", data.display(), start.elapsed().as_secs_f64()));
+    }
     let data = dir.join(manifest::ENCODER_DATA_FILE);
     let mut graph = Graph::with_external_data("encoder", &data)?;
     encoder(&mut graph, &mut source, config, &student.student, student.max_tokens, prefix.as_ref())?;
@@ -237,15 +245,51 @@ fn write_encoder(
     Ok(())
 }
 
-fn write_predictor(student: &Student, dir: &Path, say: &mut dyn FnMut(&str)) -> Result<(), ExportError> {
+/// Has the fp32 graph tell what its maps read. It lies in the staged directory while it is needed.
+fn calibrate(
+    student: &Student,
+    data: &Path,
+    prefix: Option<&PrefixStates>,
+    dir: &Path,
+    session: &SessionOptions,
+) -> Result<HashMap<String, Curvature>, ExportError> {
+    let config = &student.config;
+    let mut source = Source::open_llm(&student.dir, config, Precision::Fp32, GraphKind::Fused)?;
+    source.observed = Some(Vec::new());
+    let (file, weights) = (dir.join("observed.onnx"), dir.join("observed.onnx_data"));
+    let mut graph = Graph::with_external_data("observed", &weights)?;
+    encoder(&mut graph, &mut source, config, &student.student, student.max_tokens, prefix)?;
+    graph.finish(&file)?;
+    let observed = source.observed.unwrap_or_default();
+    let passes = calibrate::passes(data, &Prompter::open(&student.dir)?, student.student.residual)?;
+    let manifest = student.manifest(Precision::Fp32, GraphKind::Fused);
+    let found = calibrate::curvatures(&file, &manifest, &observed, &passes, session);
+    for file in [file, weights] {
+        fs::remove_file(&file).map_err(FileError::io(&file))?;
+    }
+    found
+}
+
+fn write_predictor(
+    student: &Student,
+    precision: Precision,
+    dir: &Path,
+    say: &mut dyn FnMut(&str),
+) -> Result<(), ExportError> {
     let from = student.dir.join(student::PREDICTOR_FILE);
     // Folding checks all shapes, so that the graph need not.
     let folded = Folded::from_predictor(&student.student, &from)?;
     let mut graph = Graph::new("predictor");
-    predictor(&mut graph, &mut Source::open_file(&from)?, &student.student)?;
+    let mut source = Source::open_file(&from)?;
+    // Beside an encoder of fewer bits, weights in f32 would be a third of the bundle and gain nothing.
+    let dtype = if precision == Precision::Fp32 { DType::F32 } else { DType::F16 };
+    if dtype == DType::F16 {
+        source.precision = Precision::Fp16;
+    }
+    predictor(&mut graph, &mut source, &student.student)?;
     let (file, fold) = (dir.join(manifest::PREDICTOR_FILE), dir.join(fold::FILE_NAME));
     graph.finish(&file)?;
-    folded.write(&fold)?;
+    folded.write(&fold, dtype)?;
     let (unfolded, folded) = (megabytes(&file)?, megabytes(&fold)?);
     let (form, m) = (student.student.form, student.student.inner_dimensions);
     say(&format!("predictor  {form:?}, {m} numbers per document, {unfolded:.1} MB, folded {folded:.1} MB"));

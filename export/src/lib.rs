@@ -5,9 +5,11 @@
 //! `predictor` are the two graphs, `bundle` the directory, `verify` and `ranking` the proof.
 
 pub mod bundle;
+pub mod calibrate;
 pub mod card;
 pub mod encoder;
 pub mod error;
+pub mod gptq;
 pub mod graph;
 pub mod layers;
 pub mod onnx;

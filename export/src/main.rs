@@ -28,6 +28,9 @@ struct Args {
     /// Operators of the encoder
     #[arg(long, value_enum, default_value_t = GraphArg::Fused)]
     graph: GraphArg,
+    /// Data set in BEIR layout whose texts decide how int8 and int4 weights are rounded (GPTQ; a minute)
+    #[arg(long, value_name = "DIR")]
+    calibrate: Option<PathBuf>,
     /// Data set in BEIR layout on which the ranking is held to that of the fp32 bundle
     #[arg(long, value_name = "DIR")]
     verify: Option<PathBuf>,
@@ -90,6 +93,7 @@ fn run(args: Args) -> anyhow::Result<()> {
             GraphArg::Portable => GraphKind::Portable,
         },
         allow_degraded: args.allow_degraded,
+        calibration: args.calibrate,
         ranking: args.verify.map(|dir| RankingData { dir, split: args.split, queries: args.queries }),
         session: SessionOptions { ort_dylib: args.ort_dylib, ..SessionOptions::default() },
     };

@@ -1,11 +1,12 @@
 //! `predictor.onnx`: the predictor unfolded, so that anybody can check the folded one, or serve P(e, z) itself.
-//! Formulas of `models::student::Form`; weights inside the file; f32 whatever the encoder's precision.
+//! Formulas of `models::student::Form`; weights inside the file, stored as f16 beside an encoder of fewer bits; computed
+//! in f32 always.
 
 use crate::error::ExportError;
 use crate::graph::{Data, Dim, Graph, Scope, Value};
 use crate::onnx::{AttributeProto, DataType};
 use crate::source::Source;
-use models::manifest::names;
+use models::manifest::{Precision, names};
 use models::student::{Form, Residual, StudentConfig, tensors};
 
 /// Smallest length a vector is divided by: the epsilon of PyTorch's `normalize`, as in `models::fold`.
@@ -95,8 +96,13 @@ fn gemm(
 ) -> Result<Value, ExportError> {
     let matrix = source.matrix(weight)?;
     let scope = Scope::root().child(weight.trim_end_matches(".weight"));
-    let mut inputs =
-        vec![g.initializer(weight, &[matrix.rows, matrix.columns], Data::F32(&matrix.values))?];
+    let (shape, data) = ([matrix.rows, matrix.columns], source.activation(&matrix.values));
+    let mut stored = g.initializer(weight, &shape, data)?;
+    if source.precision == Precision::Fp16 {
+        stored =
+            g.op_with(&scope, "Cast", &[&stored], [AttributeProto::int("to", DataType::Float as i64)])?;
+    }
+    let mut inputs = vec![stored];
     if let Some(bias) = bias {
         inputs.push(vector(g, source, bias)?);
     }

@@ -1,5 +1,6 @@
 //! Weights in few bits: whole numbers and a scale for each row or block. The same input always gives the same bytes.
 
+use crate::gptq::Curvature;
 use crate::source::Matrix;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -34,6 +35,20 @@ pub fn per_row(matrix: &Matrix, most: f32) -> Quantised {
         }
     }
     Quantised { values, scales, relative_error: error.relative() }
+}
+
+/// As [`per_row`], each weight rounded with regard to those after it.
+pub fn per_row_along(matrix: &Matrix, most: f32, curvature: &Curvature) -> Quantised {
+    let begin = |scale: &mut f32, column: usize, weights: &[f32]| {
+        if column == 0 {
+            *scale = usable(largest(weights) / most);
+        }
+    };
+    let whole = |w: f32, scale: f32| (w / scale).round_ties_even().clamp(-most, most);
+    let rows = curvature.round(matrix, begin, |scale: &mut f32, _, w| whole(w, *scale) * *scale);
+    let values = rows.iter().flat_map(|(scale, row)| row.iter().map(|w| whole(*w, *scale) as i8)).collect();
+    let relative_error = Error::between(matrix, rows.iter().map(|(_, row)| row)).relative();
+    Quantised { values, scales: rows.into_iter().map(|(scale, _)| scale).collect(), relative_error }
 }
 
 /// Weights of one row that share a scale in 4 bits.
@@ -75,6 +90,39 @@ pub fn in_blocks(matrix: &Matrix) -> Blocks {
     Blocks { packed, scales, blocks, relative_error: error.relative() }
 }
 
+/// As [`in_blocks`], each weight rounded with regard to those after it.
+pub fn in_blocks_along(matrix: &Matrix, curvature: &Curvature) -> Blocks {
+    let blocks = matrix.columns.div_ceil(BLOCK);
+    let begin = |scales: &mut Vec<f32>, column: usize, weights: &[f32]| {
+        if column.is_multiple_of(BLOCK) {
+            let mut block = [0f32; BLOCK];
+            let here = weights.len().min(BLOCK);
+            block[..here].copy_from_slice(&weights[..here]);
+            scales.push(best_scale(&block));
+        }
+    };
+    let round = |scales: &mut Vec<f32>, column: usize, w: f32| {
+        let scale = scales[column / BLOCK];
+        (four_bits(w, scale) - ZERO) * scale
+    };
+    let rows = curvature.round(matrix, begin, round);
+    let mut packed = Vec::with_capacity(matrix.rows * blocks * BLOCK / 2);
+    for (scales, row) in &rows {
+        for (weights, scale) in row.chunks(BLOCK).zip(scales) {
+            let mut whole = [ZERO; BLOCK];
+            whole.iter_mut().zip(weights).for_each(|(q, w)| *q = four_bits(*w, *scale));
+            packed.extend(whole.chunks_exact(2).map(|pair| (pair[0] as u8) | ((pair[1] as u8) << 4)));
+        }
+    }
+    let relative_error = Error::between(matrix, rows.iter().map(|(_, row)| row)).relative();
+    Blocks {
+        packed,
+        scales: rows.into_iter().flat_map(|(scales, _)| scales).collect(),
+        blocks,
+        relative_error,
+    }
+}
+
 fn four_bits(w: f32, scale: f32) -> f32 {
     (w / scale + ZERO).round_ties_even().clamp(0.0, 15.0)
 }
@@ -113,6 +161,14 @@ struct Error {
 }
 
 impl Error {
+    fn between<'a>(matrix: &Matrix, kept: impl Iterator<Item = &'a Vec<f32>>) -> Self {
+        let mut error = Self::default();
+        for (row, kept) in matrix.values.chunks_exact(matrix.columns.max(1)).zip(kept) {
+            row.iter().zip(kept).for_each(|(w, kept)| error.add(*w, *kept));
+        }
+        error
+    }
+
     fn add(&mut self, w: f32, kept: f32) {
         self.lost += f64::from(w - kept).powi(2);
         self.total += f64::from(w).powi(2);

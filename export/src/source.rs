@@ -1,12 +1,13 @@
 //! A checkpoint as the emitters read it: every tensor checked for NaN and infinity, in the arithmetic chosen for it.
 
 use crate::error::ExportError;
+use crate::gptq::Curvature;
 use crate::graph::Data;
 use crate::quantise::ErrorReport;
 use models::config::DecoderConfig;
 use models::manifest::{GraphKind, Precision};
 use models::weights::Weights;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
 /// A matrix `[rows, columns]`, row-major: rows are output channels, as in `nn.Linear.weight`.
@@ -52,6 +53,10 @@ pub struct Source {
     pub graph: GraphKind,
     /// What quantisation has cost so far.
     pub errors: ErrorReport,
+    /// What the inputs of the maps look like, by key of the input: weights are rounded by it.
+    pub curvatures: HashMap<String, Curvature>,
+    /// Where inputs of maps are to be outputs of the graph: their keys and sizes so far.
+    pub observed: Option<Vec<(String, usize)>>,
     read: HashSet<String>,
 }
 
@@ -65,7 +70,19 @@ impl Source {
     ) -> Result<Self, ExportError> {
         let weights = Weights::open(dir)?;
         weights.check(config)?;
-        Ok(Self { weights, precision, graph, errors: ErrorReport::default(), read: HashSet::new() })
+        Ok(Self::new(weights, precision, graph))
+    }
+
+    fn new(weights: Weights, precision: Precision, graph: GraphKind) -> Self {
+        Self {
+            weights,
+            precision,
+            graph,
+            errors: ErrorReport::default(),
+            curvatures: HashMap::new(),
+            observed: None,
+            read: HashSet::new(),
+        }
     }
 
     /// Whether ONNX Runtime's own operators may be used.
@@ -83,9 +100,7 @@ impl Source {
 
     /// One safetensors file, written as it is.
     pub fn open_file(file: &Path) -> Result<Self, ExportError> {
-        let weights = Weights::open_file(file)?;
-        let (precision, graph) = (Precision::Fp32, GraphKind::Portable);
-        Ok(Self { weights, precision, graph, errors: ErrorReport::default(), read: HashSet::new() })
+        Ok(Self::new(Weights::open_file(file)?, Precision::Fp32, GraphKind::Portable))
     }
 
     /// The file the tensors come from.

@@ -5,6 +5,7 @@
 mod support;
 
 use export::onnx::{GraphProto, ModelProto};
+use export::ranking::RankingData;
 use models::manifest::{Batching, GraphKind, Manifest, Precision};
 use models::student::{Form, Residual};
 use prost::Message;
@@ -92,6 +93,38 @@ fn every_precision_stays_near_the_reference() {
             );
         }
     }
+}
+
+/// Rounding with regard to what the maps read must bring the embeddings nearer, from texts alone, and the same each time.
+#[test]
+fn calibration_brings_few_bits_nearer() {
+    if !onnxruntime() {
+        return;
+    }
+    let mut fixture = Fixture::new(&Plan::llama());
+    fixture.options.precision = Precision::Int4;
+    fixture.options.allow_degraded = true;
+    let plain = export(&fixture.options).unwrap();
+    fixture.options.calibration = Some(fixture.write_data());
+    fixture.options.ranking =
+        Some(RankingData { dir: fixture.write_data(), split: "dev".into(), queries: 0 });
+    let mut calibrated = Vec::new();
+    for name in ["calibrated", "again"] {
+        fixture.options.out = fixture.options.out.with_file_name(name);
+        calibrated.push(export(&fixture.options).unwrap());
+    }
+    let cosine = |manifest: &Manifest| parity(manifest, "embedding_cosine_min");
+    assert!(cosine(&calibrated[0]) > cosine(&plain) + 0.05, "{} {}", calibrated[0].parity, plain.parity);
+    assert_eq!(calibrated[0].document_digest, calibrated[1].document_digest);
+    let ranking = &calibrated[0].parity["ranking"][0];
+    assert_eq!(ranking["queries"], 4);
+    assert!(ranking["ndcg_at_10_fp32"].as_f64().unwrap() > 0.0, "{ranking}");
+    // Nothing of the fp32 bundle or the observing graph is left.
+    let out = fixture.options.out.parent().unwrap();
+    let mut left: Vec<_> = fs::read_dir(out).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    left.sort();
+    assert_eq!(left, ["again", "bundle", "calibrated"]);
+    assert!(!fixture.options.out.join("observed.onnx").exists());
 }
 
 fn takes_fused(config: &serde_json::Value) -> bool {

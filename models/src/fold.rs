@@ -120,7 +120,7 @@ impl Folded {
     }
 
     /// Writes `fold.safetensors`.
-    pub fn write(&self, file: &Path) -> Result<(), FoldError> {
+    pub fn write(&self, file: &Path, dtype: DType) -> Result<(), FoldError> {
         let matrix =
             |name: &str, a: &Array2<f32>| (name.to_owned(), a.shape().to_vec(), a.iter().copied().collect());
         let vector = |name: &str, a: &Array1<f32>| (name.to_owned(), vec![a.len()], a.to_vec());
@@ -140,7 +140,7 @@ impl Folded {
         if let Some(norm) = &self.document_norm {
             all.push(matrix("document.norm", norm));
         }
-        Ok(write_safetensors(file, all, DType::F32, HashMap::new())?)
+        Ok(write_safetensors(file, all, dtype, HashMap::new())?)
     }
 
     /// Reads `fold.safetensors`; sizes must agree with the bundle's manifest.

@@ -3,10 +3,10 @@
 use crate::bundle::Bundle;
 use crate::session::{Element, Port, Session, SessionError, SessionOptions, Tensor, Values};
 use models::fold::FoldedQuery;
-use models::manifest::{Batching, ENCODER_FILE, names};
+use models::manifest::{Batching, ENCODER_FILE, Manifest, names};
 use models::prompt::{Encoded, PromptError};
 use models::student::Residual;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Most tokens, padding included, in one run of a graph that allows batches. Longer batches gain nothing on a CPU,
@@ -82,14 +82,7 @@ impl Encoder {
     /// Opens `encoder.onnx`; inputs, outputs and sizes must be those of the manifest.
     pub fn open(bundle: Arc<Bundle>, options: &SessionOptions) -> Result<Self, EncoderError> {
         let info = &bundle.manifest.encoder;
-        let tokens = |name| Port::new(name, Element::Int64, [None, None]);
-        let mut inputs = vec![tokens(names::INPUT_IDS), tokens(names::ATTENTION_MASK)];
-        if bundle.manifest.predictor.residual == Residual::LastToken {
-            inputs.push(tokens(names::POOLING_MASK));
-        }
-        if !info.prefixes.is_empty() {
-            inputs.push(Port::new(names::PREFIX, Element::Int64, [Some(1)]));
-        }
+        let inputs = ports(&bundle.manifest);
         let embedding = |name, size| Port::new(name, Element::Float32, [None, Some(size)]);
         let mut outputs = vec![embedding(names::SENTENCE_EMBEDDING, info.dimensions)];
         if bundle.manifest.predictor.residual == Residual::LastToken {
@@ -148,7 +141,8 @@ impl Encoder {
                 return Err(EncoderError::NoText { position, marked, tokens });
             }
         }
-        let rows = passes.iter().map(|pass| self.row(pass)).collect::<Result<Vec<_>, _>>()?;
+        let row = |pass| Row::of(&self.bundle.manifest, &self.bundle.dir, pass);
+        let rows = passes.iter().map(row).collect::<Result<Vec<_>, _>>()?;
         let mut embeddings: Vec<Option<Embedding>> = vec![None; passes.len()];
         for batch in batches(&rows, self.bundle.manifest.encoder.batching) {
             for (&position, embedding) in batch.iter().zip(self.run(&rows, &batch)?) {
@@ -159,68 +153,86 @@ impl Encoder {
         Ok(embeddings.into_iter().flatten().collect())
     }
 
-    /// What the graph reads of a pass: not the prompt that it holds, and nothing behind the text where nobody looks.
-    fn row<'a>(&self, pass: &'a Encoded) -> Result<Row<'a>, EncoderError> {
-        let manifest = &self.bundle.manifest;
-        let prefixes = &manifest.encoder.prefixes;
-        let before = &pass.ids[..pass.text.start];
-        let prefix = prefixes.iter().position(|prefix| prefix == before);
-        if prefix.is_none() && !prefixes.is_empty() {
-            return Err(EncoderError::Prefix {
-                file: self.bundle.dir.join(ENCODER_FILE),
-                found: before.to_vec(),
-                prefixes: prefixes.clone(),
-            });
-        }
-        let (start, end) = match manifest.predictor.residual {
-            Residual::Pooled => (pass.text.start, pass.text.end),
-            Residual::LastToken if prefix.is_some() => (pass.text.start, pass.ids.len()),
-            Residual::LastToken => (0, pass.ids.len()),
-        };
-        let text = pass.text.start - start..pass.text.end - start;
-        Ok(Row { prefix: prefix.unwrap_or(0), ids: &pass.ids[start..end], text, tokens: pass.ids.len() })
-    }
-
-    /// One run of the graph: right-padded to the longest, token 0 under masks of 0.
+    /// One run of the graph.
     fn run(&self, rows: &[Row], batch: &[usize]) -> Result<Vec<Embedding>, EncoderError> {
-        let longest = batch.iter().map(|&i| rows[i].ids.len()).max().unwrap_or(0);
-        let shape = [batch.len(), longest];
-        let size = batch.len() * longest;
+        let manifest = &self.bundle.manifest;
+        let batch: Vec<&Row> = batch.iter().map(|&i| &rows[i]).collect();
+        let inputs = Inputs::of(manifest, &batch);
+        let outputs = self.session.run(&inputs.values())?;
+        let mut outputs = outputs.iter().map(vectors);
+        let (latents, mut answers) = (outputs.next(), outputs.next());
+        let latents = latents.into_iter().flatten();
+        Ok(latents
+            .zip(batch)
+            .map(|(latent, row)| Embedding {
+                latent: latent.to_vec(),
+                answer: answers.as_mut().and_then(Iterator::next).map(<[f32]>::to_vec),
+                tokens: row.tokens,
+            })
+            .collect())
+    }
+}
+
+/// What an encoder graph takes, in the order of [`Inputs::values`].
+pub fn ports(manifest: &Manifest) -> Vec<Port> {
+    let tokens = |name| Port::new(name, Element::Int64, [None, None]);
+    let mut ports = vec![tokens(names::INPUT_IDS), tokens(names::ATTENTION_MASK)];
+    if manifest.predictor.residual == Residual::LastToken {
+        ports.push(tokens(names::POOLING_MASK));
+    }
+    if !manifest.encoder.prefixes.is_empty() {
+        ports.push(Port::new(names::PREFIX, Element::Int64, [Some(1)]));
+    }
+    ports
+}
+
+/// Tensors of one run: right-padded to the longest, token 0 under masks of 0.
+pub struct Inputs {
+    shape: [usize; 2],
+    ids: Vec<i64>,
+    attention: Vec<i64>,
+    pooling: Option<Vec<i64>>,
+    prefix: Option<[i64; 1]>,
+}
+
+impl Inputs {
+    /// Of rows behind one and the same prompt.
+    pub fn of(manifest: &Manifest, rows: &[&Row]) -> Self {
+        let longest = rows.iter().map(|row| row.ids.len()).max().unwrap_or(0);
+        let size = rows.len() * longest;
         let (mut ids, mut attention, mut pooling) = (vec![0i64; size], vec![0i64; size], vec![0i64; size]);
-        for (place, &i) in batch.iter().enumerate() {
-            let (row, start) = (&rows[i], place * longest);
+        for (place, row) in rows.iter().enumerate() {
+            let start = place * longest;
             for (slot, &id) in ids[start..].iter_mut().zip(row.ids) {
                 *slot = i64::from(id);
             }
             attention[start..start + row.ids.len()].fill(1);
             pooling[start + row.text.start..start + row.text.end].fill(1);
         }
-        let prefix = [batch.first().map_or(0, |&i| rows[i].prefix as i64)];
-        let manifest = &self.bundle.manifest;
-        let mut inputs = vec![(Values::Int64(&ids), &shape[..]), (Values::Int64(&attention), &shape[..])];
-        if manifest.predictor.residual == Residual::LastToken {
-            inputs.push((Values::Int64(&pooling), &shape[..]));
+        let prefix = rows.first().map_or(0, |row| row.prefix as i64);
+        Self {
+            shape: [rows.len(), longest],
+            ids,
+            attention,
+            pooling: (manifest.predictor.residual == Residual::LastToken).then_some(pooling),
+            prefix: (!manifest.encoder.prefixes.is_empty()).then_some([prefix]),
         }
-        if !manifest.encoder.prefixes.is_empty() {
-            inputs.push((Values::Int64(&prefix), &[1]));
-        }
-        let outputs = self.session.run(&inputs)?;
-        let mut outputs = outputs.iter().map(vectors);
-        let (latents, mut answers) = (outputs.next(), outputs.next());
-        let latents = latents.into_iter().flatten();
-        Ok(latents
-            .zip(batch)
-            .map(|(latent, &i)| Embedding {
-                latent: latent.to_vec(),
-                answer: answers.as_mut().and_then(Iterator::next).map(<[f32]>::to_vec),
-                tokens: rows[i].tokens,
-            })
-            .collect())
+    }
+
+    /// For [`Session::run`].
+    pub fn values(&self) -> Vec<(Values<'_>, &[usize])> {
+        let mut all = vec![
+            (Values::Int64(&self.ids), &self.shape[..]),
+            (Values::Int64(&self.attention), &self.shape[..]),
+        ];
+        all.extend(self.pooling.as_ref().map(|pooling| (Values::Int64(pooling), &self.shape[..])));
+        all.extend(self.prefix.as_ref().map(|prefix| (Values::Int64(prefix), &[1][..])));
+        all
     }
 }
 
-/// A pass as the graph reads it.
-struct Row<'a> {
+/// A pass as the graph reads it: without the prompt that the graph holds, and nothing behind the text where nobody looks.
+pub struct Row<'a> {
     /// Place of its prompt among the manifest's.
     prefix: usize,
     ids: &'a [u32],
@@ -228,6 +240,26 @@ struct Row<'a> {
     text: std::ops::Range<usize>,
     /// Tokens of the whole pass.
     tokens: usize,
+}
+
+impl<'a> Row<'a> {
+    /// Refuses a pass that begins otherwise than the graph in `dir` assumes.
+    pub fn of(manifest: &Manifest, dir: &Path, pass: &'a Encoded) -> Result<Self, EncoderError> {
+        let prefixes = &manifest.encoder.prefixes;
+        let before = &pass.ids[..pass.text.start];
+        let prefix = prefixes.iter().position(|prefix| prefix == before);
+        if prefix.is_none() && !prefixes.is_empty() {
+            let (file, found) = (dir.join(ENCODER_FILE), before.to_vec());
+            return Err(EncoderError::Prefix { file, found, prefixes: prefixes.clone() });
+        }
+        let (start, end) = match manifest.predictor.residual {
+            Residual::Pooled => (pass.text.start, pass.text.end),
+            Residual::LastToken if prefix.is_some() => (pass.text.start, pass.ids.len()),
+            Residual::LastToken => (0, pass.ids.len()),
+        };
+        let text = pass.text.start - start..pass.text.end - start;
+        Ok(Self { prefix: prefix.unwrap_or(0), ids: &pass.ids[start..end], text, tokens: pass.ids.len() })
+    }
 }
 
 /// Rows of a `[batch, n]` tensor.

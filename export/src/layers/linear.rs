@@ -2,7 +2,7 @@
 //! their input.
 
 use crate::error::ExportError;
-use crate::graph::{Data, Graph, Scope, Value};
+use crate::graph::{Data, Dim, Graph, Scope, Value};
 use crate::onnx::{AttributeProto, DataType};
 use crate::quantise;
 use crate::source::{Matrix, Source, transpose};
@@ -62,12 +62,14 @@ pub fn together<const N: usize>(
 /// What maps read, and its 8-bit form once one of them has made it.
 struct Input<'a> {
     x: &'a Value,
+    /// Name of the first map that reads it.
+    key: Option<String>,
     quantised: Option<[Value; 3]>,
 }
 
 impl<'a> Input<'a> {
     fn new(x: &'a Value) -> Self {
-        Self { x, quantised: None }
+        Self { x, key: None, quantised: None }
     }
 
     /// uint8, scale and zero point, one of each for the whole activation, found when the graph runs.
@@ -92,10 +94,20 @@ fn map(
     let keys = |leaf: &str| -> Vec<String> { parts.iter().map(|part| scope.child(part).key(leaf)).collect() };
     let weight = source.stacked(&keys("weight"))?;
     let scope = scope.child(name);
+    if input.key.is_none() {
+        let key = scope.key("input");
+        if let Some(observed) = &mut source.observed {
+            observed.push((key.clone(), weight.columns));
+            let copy = g.op(&scope.child("input"), "Identity", &[input.x])?;
+            let shape = [Dim::Symbol("batch"), Dim::Symbol("seq"), Dim::Size(weight.columns)];
+            g.output(&key, DataType::Float, &shape, copy)?;
+        }
+        input.key = Some(key);
+    }
     let y = match source.precision {
         Precision::Fp32 | Precision::Fp16 => float(g, &scope, source, &weight, input.x)?,
         Precision::Int8 => int8(g, &scope, source, name, &weight, input)?,
-        Precision::Int4 => int4(g, &scope, source, name, &weight, input.x)?,
+        Precision::Int4 => int4(g, &scope, source, name, &weight, input)?,
     };
     if !bias {
         return Ok(y);
@@ -137,7 +149,10 @@ fn int8(
     weight: &Matrix,
     input: &mut Input,
 ) -> Result<Value, ExportError> {
-    let quantised = quantise::per_row(weight, quantise::SEVEN_BITS);
+    let quantised = match input.key.as_ref().and_then(|key| source.curvatures.get(key)) {
+        Some(curvature) => quantise::per_row_along(weight, quantise::SEVEN_BITS, curvature),
+        None => quantise::per_row(weight, quantise::SEVEN_BITS),
+    };
     source.errors.add(name, &scope.key("weight"), quantised.relative_error);
     let turned = transpose(&quantised.values, weight.rows, weight.columns);
     let values =
@@ -212,9 +227,12 @@ fn int4(
     source: &mut Source,
     name: &str,
     weight: &Matrix,
-    x: &Value,
+    input: &Input,
 ) -> Result<Value, ExportError> {
-    let quantised = quantise::in_blocks(weight);
+    let quantised = match input.key.as_ref().and_then(|key| source.curvatures.get(key)) {
+        Some(curvature) => quantise::in_blocks_along(weight, curvature),
+        None => quantise::in_blocks(weight),
+    };
     source.errors.add(name, &scope.key("weight"), quantised.relative_error);
     let shape = [weight.rows, quantised.blocks, quantise::BLOCK / 2];
     let values = g.initializer(&scope.key("weight_int4"), &shape, Data::U8(&quantised.packed))?;
@@ -230,5 +248,5 @@ fn int4(
         AttributeProto::int("block_size", quantise::BLOCK as i64),
         AttributeProto::int("accuracy_level", ACCURACY_LEVEL),
     ];
-    g.op_with(scope, "MatMulNBits", &[x, &values, &scales], attributes)
+    g.op_with(scope, "MatMulNBits", &[input.x, &values, &scales], attributes)
 }

@@ -251,6 +251,7 @@ pub fn options(student: &Path, out: &Path) -> Options {
         out: out.to_owned(),
         precision: Precision::Fp32,
         graph: GraphKind::Fused,
+        calibration: None,
         ranking: None,
         allow_degraded: false,
         session: SessionOptions { threads: 1, ..SessionOptions::default() },
@@ -280,6 +281,23 @@ impl Fixture {
     /// A file of the student.
     pub fn file(&self, name: &str) -> PathBuf {
         self.options.student.join(name)
+    }
+
+    /// A small data set in BEIR layout: the reference texts, each query's answer the document of its place.
+    pub fn write_data(&self) -> PathBuf {
+        let dir = self.root.path().join("data");
+        fs::create_dir_all(dir.join("qrels")).unwrap();
+        let lines = |texts: &[&str], prefix: &str| -> String {
+            let line = |(i, text): (usize, &&str)| {
+                json!({"_id": format!("{prefix}{i}"), "text": text}).to_string() + "\n"
+            };
+            texts.iter().enumerate().map(line).collect()
+        };
+        fs::write(dir.join("corpus.jsonl"), lines(DOCUMENTS, "d")).unwrap();
+        fs::write(dir.join("queries.jsonl"), lines(QUERIES, "q")).unwrap();
+        let rows: String = (0..QUERIES.len()).map(|i| format!("q{i}\td{i}\t1\n")).collect();
+        fs::write(dir.join("qrels/dev.tsv"), format!("query-id\tcorpus-id\tscore\n{rows}")).unwrap();
+        dir
     }
 
     /// The refusal, in words; nothing of a bundle may be left, hidden or not.

@@ -1,0 +1,99 @@
+//! What the maps of an encoder read: texts of a data set go through the fp32 graph, whose maps' inputs are outputs here, and
+//! their Gram matrices say how weights are best rounded ([`crate::gptq`]).
+
+use crate::error::ExportError;
+use crate::gptq::Curvature;
+use models::beir::{BeirData, Document, Query};
+use models::manifest::Manifest;
+use models::prompt::{Encoded, Prompter};
+use models::student::Residual;
+use ndarray::{Array2, ArrayView2, linalg::general_mat_mul};
+use rayon::prelude::*;
+use runtime::encoder::{Inputs, Row, ports};
+use runtime::session::{Element, Port, Session, SessionOptions};
+use std::collections::HashMap;
+use std::path::Path;
+
+/// Queries and documents that are looked at, of each.
+const TEXTS: usize = 128;
+/// Tokens that are gathered before they are multiplied: a product of few is bound by memory.
+const TOKENS_AT_ONCE: usize = 512;
+
+/// Passes of a data set: training queries (all, where it has no training split) and documents, spread over it evenly.
+pub fn passes(data: &Path, prompter: &Prompter, residual: Residual) -> Result<Vec<Encoded>, ExportError> {
+    let beir = BeirData::open(data)?;
+    let train = beir.qrels("train").unwrap_or_default();
+    let queries: Vec<&Query> =
+        beir.queries.iter().filter(|query| train.is_empty() || train.contains_key(&query.id)).collect();
+    let mut passes = Vec::new();
+    for query in spread(&queries) {
+        passes.push(match residual {
+            Residual::LastToken => prompter.query_answer_pass(&query.text)?,
+            Residual::Pooled => prompter.query_pass(&query.text)?,
+        });
+    }
+    for document in spread(&beir.documents) {
+        passes.push(prompter.document_pass(&Document::contents(document))?);
+    }
+    Ok(passes)
+}
+
+fn spread<T>(all: &[T]) -> impl Iterator<Item = &T> {
+    all.iter().step_by(all.len().div_ceil(TEXTS).max(1))
+}
+
+/// Runs the observing graph `file` of a bundle like `manifest`'s on the passes; `observed` are its outputs beside the
+/// latents: names and sizes.
+pub fn curvatures(
+    file: &Path,
+    manifest: &Manifest,
+    observed: &[(String, usize)],
+    passes: &[Encoded],
+    options: &SessionOptions,
+) -> Result<HashMap<String, Curvature>, ExportError> {
+    let runs = |error: &dyn std::error::Error| ExportError::Runtime(error.to_string());
+    let outputs = observed
+        .iter()
+        .map(|(name, size)| Port::new(name.clone(), Element::Float32, [None, None, Some(*size)]));
+    let session = Session::open(file, options, ports(manifest), outputs.collect()).map_err(|e| runs(&e))?;
+    let mut grams: Vec<Gram> = observed.iter().map(|(_, size)| Gram::new(*size)).collect();
+    for pass in passes {
+        let row = Row::of(manifest, file.parent().unwrap_or(file), pass).map_err(|e| runs(&e))?;
+        let found = session.run(&Inputs::of(manifest, &[&row]).values()).map_err(|e| runs(&e))?;
+        grams.par_iter_mut().zip(found).for_each(|(gram, tensor)| gram.add(&tensor.values));
+    }
+    drop(session);
+    let curvatures = observed.iter().zip(grams).map(|((name, size), mut gram)| {
+        gram.multiply();
+        (name.clone(), Curvature::of(&gram.sum.into_raw_vec_and_offset().0, *size))
+    });
+    Ok(curvatures.collect())
+}
+
+/// `X^T X` of the rows seen so far.
+struct Gram {
+    columns: usize,
+    waiting: Vec<f32>,
+    sum: Array2<f32>,
+}
+
+impl Gram {
+    fn new(columns: usize) -> Self {
+        Self { columns, waiting: Vec::new(), sum: Array2::zeros((columns, columns)) }
+    }
+
+    fn add(&mut self, rows: &[f32]) {
+        self.waiting.extend(rows);
+        if self.waiting.len() >= TOKENS_AT_ONCE * self.columns {
+            self.multiply();
+        }
+    }
+
+    fn multiply(&mut self) {
+        let rows = self.waiting.len() / self.columns.max(1);
+        if let Ok(x) = ArrayView2::from_shape((rows, self.columns), &self.waiting) {
+            general_mat_mul(1.0, &x.t(), &x, 1.0, &mut self.sum);
+        }
+        self.waiting.clear();
+    }
+}
