@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
 use export::bundle::{Options, export};
+use export::reranker::RerankerOptions;
 use models::fold::Folded;
 use models::manifest::{Batching, GraphKind, Precision};
 use models::prompt::{PromptError, PromptTemplate, Prompter, Truncation, open_tokenizer};
@@ -94,6 +95,63 @@ fn cached_teacher_scores_are_those_of_the_whole_prompt() {
     let spread = different.iter().copied().fold(f32::MIN, f32::max)
         - different.iter().copied().fold(f32::MAX, f32::min);
     assert!(spread > 0.1, "scores differ by {spread} only");
+}
+
+/// A robot that reranks must see what the teacher saw: document and query in its order, prompt, cache and choice tokens.
+#[test]
+fn an_exported_reranker_scores_as_its_teacher() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = dir.path().join("teacher");
+    write_model(&model, 1);
+    let teacher = open_llm(&model);
+    let _guard = tch::no_grad_guard();
+    let documents = documents();
+    let documents = strs(&documents);
+    let expected: Vec<Vec<f32>> = QUERIES
+        .iter()
+        .map(|query| {
+            let score = |document: &&str| {
+                let hidden = teacher.hidden_uncached(document, query).unwrap();
+                f32::try_from(teacher.score(&hidden).unwrap().squeeze()).unwrap()
+            };
+            documents.iter().map(score).collect()
+        })
+        .collect();
+    let kinds = [
+        (Precision::Fp32, GraphKind::Fused),
+        (Precision::Fp32, GraphKind::Portable),
+        (Precision::Int8, GraphKind::Fused),
+    ];
+    for (precision, graph) in kinds {
+        let out = dir.path().join(format!("{precision:?}-{graph:?}"));
+        let session = SessionOptions { threads: 1, ..SessionOptions::default() };
+        let options = RerankerOptions {
+            teacher: model.clone(),
+            out: out.clone(),
+            precision,
+            graph,
+            allow_degraded: false,
+            session: session.clone(),
+        };
+        export::reranker::export(&options, &mut |_| {}).unwrap();
+        let reranker = runtime::reranker::Reranker::open(&out, &session).unwrap();
+        for (query, expected) in QUERIES.iter().zip(&expected) {
+            // Twice: the second time from what was kept.
+            for _ in 0..2 {
+                let found = reranker.scores(query, &documents).unwrap();
+                if precision == Precision::Fp32 {
+                    assert_close(&format!("{graph:?} {query}"), &found, expected, Tolerance::Near);
+                } else {
+                    let cosine = cosine(&found, expected);
+                    assert!(cosine > 0.9, "{precision:?} {query}: {cosine}");
+                }
+            }
+        }
+        // Another tokenizer's choice tokens would answer plausibly and wrongly.
+        tests::model::edit_json(&out.join("reranker.json"), |manifest| manifest["choices"] = [1, 2].into());
+        let refused = runtime::reranker::Reranker::open(&out, &session).unwrap_err().to_string();
+        assert!(refused.contains("the token of a choice"), "{refused}");
+    }
 }
 
 /// What one training pass over padded documents and queries gives.

@@ -176,49 +176,46 @@ fn every_program_reads_what_the_one_before_wrote() {
         )
         .done();
     }
-    // The same ranking from the run file that libtorch wrote and from the runtime.
-    let run_file = fs::read_dir(at("runs")).unwrap().map(|entry| entry.unwrap().path()).find(|path| {
-        let name = path.file_name().unwrap().to_string_lossy().into_owned();
-        name.contains("test") && name.contains("student")
-    });
-    let lines = fs::read_to_string(run_file.unwrap()).unwrap();
+    let (teacher, reranker) = (chain.path("teacher"), at("reranker"));
+    let flags = ["--onnx", "--reranker", text(&teacher), "--out", text(&reranker)];
+    let exported = run("export", &flags).done();
+    assert!(exported.stderr.contains("top-1 100.0%"), "{}", exported.stderr);
+    // The same rankings from the run files that libtorch wrote and from the runtime.
     let data = BeirData::open(&chain.path("data")).unwrap();
-    for id in ["q00-4", "q07-4", "q11-4"] {
-        let query = &data.queries[data.query_index[id]].text;
-        let answer = run(
-            "runtime",
-            &[
-                "query",
-                "--bundle",
-                text(&at("bundle")),
-                "--index",
-                text(&at("index")),
-                query,
-                "-k",
-                "12",
-                "--json",
-            ],
-        )
-        .done()
-        .json();
-        let found: Vec<(String, f64)> = answer["results"]
-            .as_array()
-            .unwrap()
-            .iter()
-            .map(|hit| (hit["id"].as_str().unwrap().to_owned(), hit["score"].as_f64().unwrap()))
-            .collect();
-        let expected: Vec<(String, f64)> = lines
-            .lines()
-            .map(|line| line.split(' ').collect::<Vec<_>>())
-            .filter(|fields| fields[0] == id)
-            .map(|fields| (fields[2].to_owned(), fields[4].parse().unwrap()))
-            .collect();
-        assert_eq!((found.len(), expected.len()), (12, 12));
-        for ((found, score), (expected, target)) in found.iter().zip(&expected) {
-            assert!((score - target).abs() <= 1e-3 * (1.0 + target.abs()), "{id}: {score} for {target}");
-            assert!(found == expected || (score - target).abs() < 1e-4, "{id}: {found} for {expected}");
+    let (bundle, index) = (at("bundle"), at("index"));
+    let reranked = ["--reranker", text(&reranker), "--rerank", "12"];
+    for (system, score, more) in [("student", "score", &[][..]), ("teacher", "rerank_score", &reranked[..])] {
+        let lines = run_file(&at("runs"), &format!("test-{system}"));
+        for id in ["q00-4", "q07-4", "q11-4"] {
+            let query = &data.queries[data.query_index[id]].text;
+            let ask =
+                ["query", "--bundle", text(&bundle), "--index", text(&index), query, "-k", "12", "--json"];
+            let answer = run("runtime", &[&ask, more].concat()).done().json();
+            let found: Vec<(String, f64)> = answer["results"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(|hit| (hit["id"].as_str().unwrap().to_owned(), hit[score].as_f64().unwrap()))
+                .collect();
+            let expected: Vec<(String, f64)> = lines
+                .lines()
+                .map(|line| line.split(' ').collect::<Vec<_>>())
+                .filter(|fields| fields[0] == id)
+                .map(|fields| (fields[2].to_owned(), fields[4].parse().unwrap()))
+                .collect();
+            assert_eq!((found.len(), expected.len()), (12, 12));
+            for ((found, score), (expected, target)) in found.iter().zip(&expected) {
+                let near = (score - target).abs();
+                assert!(near <= 1e-3 * (1.0 + target.abs()), "{system}, {id}: {score} for {target}");
+                assert!(found == expected || near < 1e-4, "{system}, {id}: {found} for {expected}");
+            }
         }
     }
+}
+
+/// The run file of this name that `train eval --runs` wrote.
+fn run_file(runs: &Path, name: &str) -> String {
+    fs::read_to_string(runs.join(format!("{name}.trec"))).unwrap()
 }
 
 /// A run that was killed, at any moment, ends with the same bytes as one that was not; else no long run could be trusted.

@@ -26,7 +26,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 /// Tokenizer of students and bundles.
-const TOKENIZER_FILE: &str = "tokenizer.json";
+pub const TOKENIZER_FILE: &str = "tokenizer.json";
 
 /// What to export, where to, and how.
 #[derive(Debug, Clone)]
@@ -297,7 +297,7 @@ fn write_predictor(
 }
 
 /// SHA-256 of every file of a directory, by name.
-fn digests(dir: &Path) -> Result<BTreeMap<String, String>, ExportError> {
+pub fn digests(dir: &Path) -> Result<BTreeMap<String, String>, ExportError> {
     let mut digests = BTreeMap::new();
     for entry in fs::read_dir(dir).map_err(FileError::io(dir))? {
         let entry = entry.map_err(FileError::io(dir))?;
@@ -311,7 +311,8 @@ fn megabytes(file: &Path) -> Result<f64, ExportError> {
     Ok(fs::metadata(file).map_err(FileError::io(file))?.len() as f64 / 1e6)
 }
 
-fn directory_size(dir: &Path) -> Result<f64, ExportError> {
+/// Megabytes of all files of a directory.
+pub fn directory_size(dir: &Path) -> Result<f64, ExportError> {
     let mut sum = 0.0;
     for entry in fs::read_dir(dir).map_err(FileError::io(dir))? {
         sum += megabytes(&entry.map_err(FileError::io(dir))?.path())?;

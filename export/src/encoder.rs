@@ -88,12 +88,12 @@ pub fn encoder(
     Ok(())
 }
 
-/// Twin of the layer of `models/src/torch/decoder.rs`.
+/// Twin of the layer of `models/src/torch/decoder.rs`; returns its keys and values (see [`attention`]).
 /// ```text
 /// stream ─┬─ input_layernorm ─ self_attn ─ Add ─┬─ post_attention_layernorm ─ mlp ─ Add
 ///         └─────────────────────────────────┘   └────────────────────────────────────┘
 /// ```
-fn layer(
+pub fn layer(
     g: &mut Graph,
     model: &Scope,
     source: &mut Source,
@@ -101,15 +101,17 @@ fn layer(
     shared: &Shared,
     index: usize,
     stream: &mut Stream,
-) -> Result<(), ExportError> {
+) -> Result<[Value; 2], ExportError> {
     let eps = config.rms_norm_eps;
     let scope = model.child(&format!("layers.{index}"));
     let normed = stream.normed(g, &scope.child("input_layernorm"), source, eps)?;
-    let attended = attention(g, &scope.child("self_attn"), source, config, shared, index, &normed)?;
+    let (attended, present) =
+        attention(g, &scope.child("self_attn"), source, config, shared, index, &normed)?;
     stream.add(g, scope.child("attention_residual"), attended)?;
     let normed = stream.normed(g, &scope.child("post_attention_layernorm"), source, eps)?;
     let fed = mlp(g, &scope.child("mlp"), source, config, &normed)?;
-    stream.add(g, scope.child("mlp_residual"), fed)
+    stream.add(g, scope.child("mlp_residual"), fed)?;
+    Ok(present)
 }
 
 fn in_f32(g: &mut Graph, scope: &Scope, source: &Source, x: Value) -> Result<Value, ExportError> {

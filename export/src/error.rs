@@ -38,6 +38,9 @@ pub enum ExportError {
         /// The precision.
         precision: Precision,
     },
+    /// A reranker in half precision.
+    #[error("a reranker is not written in fp16; take --precision fp32, int8 or int4")]
+    RerankerPrecision,
     /// Heads that the fused attention does not take.
     #[error(
         "{file}: `head_dim` is {head_dim}, ONNX Runtime's GroupQueryAttention takes multiples of 16; take --graph portable"

@@ -17,5 +17,6 @@ pub mod predictor;
 pub mod prefix;
 pub mod quantise;
 pub mod ranking;
+pub mod reranker;
 pub mod source;
 pub mod verify;

@@ -1,15 +1,16 @@
-//! `export --onnx --student DIR --out BUNDLE`: prints the bundle's path; talk and errors go to stderr, exit 2 on error.
+//! `export --onnx --student DIR --out BUNDLE` (or `--reranker DIR`): prints the bundle's path; talk and errors go to stderr, exit 2 on error.
 
 use anyhow::Context;
 use clap::{Parser, ValueEnum};
 use export::bundle::{self, Options};
 use export::ranking::RankingData;
+use export::reranker::{self, RerankerOptions};
 use models::manifest::{GraphKind, Precision};
 use runtime::session::SessionOptions;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-/// Write a student down as an ONNX bundle, ready for `runtime`
+/// Write a student (or a teacher, as a reranker) down as an ONNX bundle, ready for `runtime`
 #[derive(Debug, Parser)]
 #[command(name = "export", version)]
 struct Args {
@@ -17,8 +18,11 @@ struct Args {
     #[arg(long, required = true)]
     onnx: bool,
     /// Student directory, as written by `train distill`
-    #[arg(long, value_name = "DIR")]
-    student: PathBuf,
+    #[arg(long, value_name = "DIR", required_unless_present = "reranker", conflicts_with = "reranker")]
+    student: Option<PathBuf>,
+    /// Instead of a student: a teacher, as written by `train teacher` (or any imported LLM), for `runtime query --reranker`
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["calibrate", "verify"])]
+    reranker: Option<PathBuf>,
     /// Bundle directory to create
     #[arg(long, value_name = "BUNDLE")]
     out: PathBuf,
@@ -79,26 +83,40 @@ fn main() -> ExitCode {
 }
 
 fn run(args: Args) -> anyhow::Result<()> {
-    let options = Options {
-        student: args.student,
-        out: args.out,
-        precision: match args.precision {
-            PrecisionArg::Fp32 => Precision::Fp32,
-            PrecisionArg::Fp16 => Precision::Fp16,
-            PrecisionArg::Int8 => Precision::Int8,
-            PrecisionArg::Int4 => Precision::Int4,
-        },
-        graph: match args.graph {
-            GraphArg::Fused => GraphKind::Fused,
-            GraphArg::Portable => GraphKind::Portable,
-        },
-        allow_degraded: args.allow_degraded,
-        calibration: args.calibrate,
-        ranking: args.verify.map(|dir| RankingData { dir, split: args.split, queries: args.queries }),
-        session: SessionOptions { ort_dylib: args.ort_dylib, ..SessionOptions::default() },
+    let precision = match args.precision {
+        PrecisionArg::Fp32 => Precision::Fp32,
+        PrecisionArg::Fp16 => Precision::Fp16,
+        PrecisionArg::Int8 => Precision::Int8,
+        PrecisionArg::Int4 => Precision::Int4,
     };
-    bundle::export(&options, &mut |line| eprintln!("{line}"))
-        .with_context(|| format!("cannot export {}", options.student.display()))?;
-    println!("{}", options.out.display());
+    let graph = match args.graph {
+        GraphArg::Fused => GraphKind::Fused,
+        GraphArg::Portable => GraphKind::Portable,
+    };
+    let session = SessionOptions { ort_dylib: args.ort_dylib, ..SessionOptions::default() };
+    let (out, allow_degraded) = (args.out, args.allow_degraded);
+    let mut say = |line: &str| eprintln!("{line}");
+    if let Some(teacher) = args.reranker {
+        let options =
+            RerankerOptions { teacher, out: out.clone(), precision, graph, allow_degraded, session };
+        reranker::export(&options, &mut say)
+            .with_context(|| format!("cannot export {}", options.teacher.display()))?;
+    } else {
+        let student = args.student.context("--student or --reranker is needed")?;
+        let data = |dir| RankingData { dir, split: args.split, queries: args.queries };
+        let options = Options {
+            student,
+            out: out.clone(),
+            precision,
+            graph,
+            allow_degraded,
+            calibration: args.calibrate,
+            ranking: args.verify.map(data),
+            session,
+        };
+        bundle::export(&options, &mut say)
+            .with_context(|| format!("cannot export {}", options.student.display()))?;
+    }
+    println!("{}", out.display());
     Ok(())
 }

@@ -30,11 +30,13 @@ const TIE: f32 = 1e-3;
 /// `golden.json`.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Scores {
-    queries: Vec<String>,
-    documents: Vec<String>,
+pub struct Scores {
+    /// Texts.
+    pub queries: Vec<String>,
+    /// Texts.
+    pub documents: Vec<String>,
     /// `scores[i][j]` of query i and document j.
-    scores: Vec<Vec<f32>>,
+    pub scores: Vec<Vec<f32>>,
 }
 
 /// What the student says about a few texts, one at a time and unpadded.
@@ -302,7 +304,7 @@ impl Difference {
 }
 
 /// Whether the document that `found` puts first is first, or level with it, in `expected`.
-fn same_first(expected: &[f32], found: &[f32]) -> bool {
+pub fn same_first(expected: &[f32], found: &[f32]) -> bool {
     let best = expected.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let first = found.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).map(|(i, _)| i);
     first.and_then(|i| expected.get(i)).is_some_and(|score| *score >= best - TIE)

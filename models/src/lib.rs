@@ -14,6 +14,7 @@ pub mod gguf;
 pub mod manifest;
 pub mod metrics;
 pub mod prompt;
+pub mod reranker_manifest;
 pub mod student;
 #[cfg(feature = "torch")]
 pub mod torch;

@@ -45,6 +45,12 @@ pub mod names {
     pub const SENTENCE_EMBEDDING: &str = "sentence_embedding";
     /// f32 `[batch, H]`, the last token after the final norm; only with the last-token residual.
     pub const ANSWER_EMBEDDING: &str = "answer_embedding";
+    /// reranker: f32 `[1, 2 * layers, key/value heads, past, head_dim]`, keys and values of what stands before.
+    pub const PAST: &str = "past";
+    /// reranker: the same with `input_ids` behind it.
+    pub const PRESENT: &str = "present";
+    /// reranker: f32 `[1, 2]`, logits of the choices at the last token, positive first.
+    pub const CHOICE_LOGITS: &str = "choice_logits";
     /// predictor: f32 `[batch, D]`, the query's `sentence_embedding`.
     pub const QUERY_EMBEDDING: &str = "query_embedding";
     /// predictor: f32 `[batch, D]`, the document's `sentence_embedding`.
@@ -199,6 +205,20 @@ pub enum ManifestError {
     },
 }
 
+/// Every file against its digest.
+pub(crate) fn check_digests(dir: &Path, digests: &BTreeMap<String, String>) -> Result<(), ManifestError> {
+    for (name, expected) in digests {
+        let path = dir.join(name);
+        let found = files::sha256_file(&path)?;
+        if &found != expected {
+            let short = |digest: &str| digest.chars().take(12).collect();
+            let (found, expected) = (short(&found), short(expected));
+            return Err(ManifestError::Digest { file: path, found, expected });
+        }
+    }
+    Ok(())
+}
+
 impl Manifest {
     /// Reads `manifest.json` and checks every listed file against its digest, so that a damaged bundle is refused by
     /// the name of the damaged file before anything is answered from it.
@@ -216,15 +236,7 @@ impl Manifest {
                 return Err(ManifestError::Unlisted { file, name: name.to_owned() });
             }
         }
-        for (name, expected) in &manifest.digests {
-            let path = bundle.join(name);
-            let found = files::sha256_file(&path)?;
-            if &found != expected {
-                let short = |digest: &str| digest.chars().take(12).collect();
-                let (found, expected) = (short(&found), short(expected));
-                return Err(ManifestError::Digest { file: path, found, expected });
-            }
-        }
+        check_digests(bundle, &manifest.digests)?;
         if manifest.document_digest != manifest.expected_document_digest() {
             return Err(ManifestError::DocumentDigest { file });
         }

@@ -236,6 +236,13 @@ impl Prompter {
         self.prefix.len() + document.max(query)
     }
 
+    /// Most tokens that the teacher's prompt of a pair can have.
+    pub fn max_pair_tokens(&self) -> usize {
+        let (document, query) = (&self.template.document, &self.template.query);
+        let around = self.document.0.len() + self.document.1.len() + self.query.0.len() + self.query.1.len();
+        self.prefix.len() + document.max_tokens + query.max_tokens + around + self.ending.len()
+    }
+
     /// What every query pass and every document pass begins with, before the text, in this order.
     pub fn before_texts(&self) -> [Vec<u32>; 2] {
         [&self.query.0, &self.document.0].map(|before| [self.prefix.as_slice(), before].concat())

@@ -19,6 +19,7 @@ pub mod encoder;
 pub mod index;
 pub mod ingest;
 pub mod predictor;
+pub mod reranker;
 pub mod retriever;
 pub mod search;
 pub mod selftest;

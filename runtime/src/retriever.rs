@@ -4,6 +4,7 @@ use crate::bundle::{Bundle, BundleError};
 use crate::encoder::{Encoder, EncoderError};
 use crate::index::{Graph, GraphError, Measure};
 use crate::ingest::{self, AddReport, Progress};
+use crate::reranker::{Reranker, RerankerError};
 use crate::search::{self, EXACT_LIMIT, Rows, Scored};
 use crate::selftest;
 use crate::session::SessionOptions;
@@ -26,6 +27,9 @@ pub enum RetrieverError {
     /// A text cannot be encoded.
     #[error(transparent)]
     Encoder(#[from] EncoderError),
+    /// The teacher cannot be asked.
+    #[error(transparent)]
+    Reranker(#[from] RerankerError),
     /// The index cannot be read or written.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -105,8 +109,19 @@ pub struct Hit {
     pub text: String,
     /// `log p(T) - log p(F)` as the student sees it.
     pub score: f32,
-    /// Calibrated probability that the document answers the query.
+    /// The same as the teacher sees it, where it was asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rerank_score: Option<f32>,
+    /// Probability that the document answers the query: the teacher's where it was asked, else the student's, calibrated.
     pub probability: f32,
+}
+
+impl Hit {
+    /// The text that was encoded: title and text as BEIR joins them.
+    pub fn contents(&self) -> String {
+        let (id, title, text) = (self.id.clone(), self.title.clone(), self.text.clone());
+        Document { id, title, text }.contents()
+    }
 }
 
 /// Where the time went, in milliseconds.
@@ -118,6 +133,9 @@ pub struct Timing {
     pub encode: f64,
     /// Query to documents, their texts read.
     pub search: f64,
+    /// The teacher's reading of candidates, where it was asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rerank: Option<f64>,
 }
 
 /// Which search answered.
@@ -248,8 +266,40 @@ impl Retriever {
             tokenise: share(tokenised - started),
             encode: share(encoded - tokenised),
             search: share(encoded.elapsed()),
+            rerank: None,
         };
         Ok(results.into_iter().map(|results| Answer { results, timing, path }).collect())
+    }
+
+    /// The best `k` documents by the teacher, among the best `candidates` by the student.
+    pub fn query_reranked(
+        &self,
+        text: &str,
+        k: usize,
+        reranker: &Reranker,
+        candidates: usize,
+    ) -> Result<Answer, RetrieverError> {
+        if k == 0 {
+            return Err(RetrieverError::ZeroResults);
+        }
+        let mut answer = self.query(text, candidates.max(k))?;
+        let started = Instant::now();
+        // Those behind the candidates keep the student's order.
+        let asked = candidates.min(answer.results.len());
+        let asked = &mut answer.results[..asked];
+        let contents: Vec<String> = asked.iter().map(Hit::contents).collect();
+        let contents: Vec<&str> = contents.iter().map(String::as_str).collect();
+        for (hit, score) in asked.iter_mut().zip(reranker.scores(text, &contents)?) {
+            hit.rerank_score = Some(score);
+            hit.probability = 1.0 / (1.0 + (-score).exp());
+        }
+        asked.sort_by(|a, b| {
+            let score = |hit: &Hit| hit.rerank_score.unwrap_or(f32::NEG_INFINITY);
+            score(b).total_cmp(&score(a))
+        });
+        answer.results.truncate(k);
+        answer.timing.rerank = Some((started.elapsed().as_secs_f64() * 1e6).round() / 1e3);
+        Ok(answer)
     }
 
     /// Adds documents: new ids are added, changed contents replaced, unchanged ones skipped. When it returns, they
@@ -393,6 +443,7 @@ impl Retriever {
                     title,
                     text,
                     score,
+                    rerank_score: None,
                     probability: calibration.probability(score - constant),
                 });
             }

@@ -1,5 +1,6 @@
-//! Reference numbers that travel with a student: what tch computes, for `export` to hold its graphs to.
+//! Reference numbers that travel with a teacher or student: what tch computes, for `export` to hold its graphs to.
 
+use crate::data_sets::DataSets;
 use crate::features::{FeatureMaker, Features, Side};
 use crate::fit::write_tensors;
 use crate::scoring::rows_of;
@@ -42,6 +43,39 @@ pub fn write(
     let mut tensors = vec![("query".to_owned(), query.latent), ("document".to_owned(), document.latent)];
     tensors.extend(query.answer.map(|answer| ("answer".to_owned(), answer)));
     write_tensors(&dir.join("golden.safetensors"), tensors, DType::F32, HashMap::new())
+}
+
+/// Writes a teacher's `golden.json`: texts and scores of all pairs, each prompt whole, in f32.
+pub fn write_teacher(dir: &Path, teacher: &mut Reranker, queries: &[&str], documents: &[&str]) -> Result<()> {
+    teacher.decoder.set_compute_kind(None);
+    let _guard = tch::no_grad_guard();
+    let mut scores = Vec::with_capacity(queries.len());
+    for query in queries {
+        let of_query = documents.iter().map(|document| {
+            let hidden = teacher.hidden_uncached(document, query)?;
+            Ok(teacher.score(&hidden)?.double_value(&[0]) as f32)
+        });
+        scores.push(of_query.collect::<Result<Vec<f32>>>()?);
+    }
+    write_json(
+        &dir.join("golden.json"),
+        &json!({ "queries": queries, "documents": documents, "scores": scores }),
+    )?;
+    Ok(())
+}
+
+/// The first judged dev queries, each with its best document.
+pub fn texts(sets: &DataSets, most: usize) -> (Vec<&str>, Vec<&str>) {
+    let judged = sets.sets.iter().flat_map(|set| {
+        let queries = set.dev.iter().flat_map(|(_, qrels)| qrels);
+        queries.map(move |(query, judgements)| {
+            let best = judgements.iter().max_by_key(|(id, gain)| (**gain, std::cmp::Reverse((*id).clone())));
+            let document = best.map(|(id, _)| set.contents[set.data.document_index[id]].as_str());
+            (set.query(query), document)
+        })
+    });
+    let (queries, documents): (Vec<&str>, Vec<Option<&str>>) = judged.take(most).unzip();
+    (queries, documents.into_iter().flatten().collect())
 }
 
 fn alone(maker: &mut FeatureMaker, side: Side, texts: &[&str]) -> Result<Features> {

@@ -84,7 +84,8 @@ fn causal_mask(g: &mut Graph, scope: &Scope, before: &Value, total: &Value) -> R
     g.op(scope, "Where", &[&future, &hidden, &seen])
 }
 
-/// `[batch, seq, hidden_size]` in and out, for layer `index`.
+/// `[batch, seq, hidden_size]` in and out, for layer `index`; and the layer's keys and values, past and new together,
+/// `[batch, key/value heads, total, head_dim]`, portable with an axis of 1 behind the heads.
 pub fn attention(
     g: &mut Graph,
     scope: &Scope,
@@ -93,13 +94,13 @@ pub fn attention(
     shared: &Shared,
     index: usize,
     x: &Value,
-) -> Result<Value, ExportError> {
+) -> Result<(Value, [Value; 2]), ExportError> {
     let past = shared.past.as_ref().map(|past| &past.layers[index]);
-    let y = match &shared.how {
+    let (y, present) = match &shared.how {
         How::Fused(inputs) => fused(g, scope, source, config, inputs, past, x)?,
         How::Portable { rotary, mask } => portable(g, scope, source, config, (rotary, mask), past, x)?,
     };
-    linear(g, scope, source, "o_proj", config.has_o_bias(), &y)
+    Ok((linear(g, scope, source, "o_proj", config.has_o_bias(), &y)?, present))
 }
 
 /// One kernel rotates, appends to the past and attends.
@@ -117,7 +118,7 @@ fn fused(
     [last, total, cos, sin]: &[Value; 4],
     past: Option<&[Value; 2]>,
     x: &Value,
-) -> Result<Value, ExportError> {
+) -> Result<(Value, [Value; 2]), ExportError> {
     let qkv = packed(g, scope, source, "qkv_proj", &QKV, config.has_qkv_bias(), x)?;
     let none = Value::absent();
     let [q, k, v] = match config.has_qk_norm() {
@@ -147,7 +148,7 @@ fn fused(
     let [y, key, value] = g.ops(scope, "GroupQueryAttention", &inputs, attributes, endings)?;
     // The kernel attends to them: without these outputs it reads a past alone (ONNX Runtime 1.32).
     g.ignore(&[&key, &value]);
-    Ok(y)
+    Ok((y, [key, value]))
 }
 
 const QKV: [&str; 3] = ["q_proj", "k_proj", "v_proj"];
@@ -183,7 +184,7 @@ fn portable(
     (rotary, mask): (&Rotary, &Value),
     past: Option<&[Value; 2]>,
     x: &Value,
-) -> Result<Value, ExportError> {
+) -> Result<(Value, [Value; 2]), ExportError> {
     let (groups, head_dim) = (config.num_key_value_heads, config.head_dim as i64);
     let per_group = (config.num_attention_heads / groups) as i64;
     let groups = groups as i64;
@@ -213,12 +214,12 @@ fn portable(
             g.op_with(&part, "Concat", &[&past, &x], [AttributeProto::int("axis", 3)])
         }
     };
-    let k = behind(g, "k", past.map(|past| &past[0]), k)?;
+    let key = behind(g, "k", past.map(|past| &past[0]), k)?;
     let v = behind(g, "v", past.map(|past| &past[1]), v)?;
     let scale = g.number((head_dim as f32).sqrt().recip())?;
     let part = &scope.child("scores");
     let q = g.op(part, "Mul", &[&q, &scale])?;
-    let k = g.op_with(part, "Transpose", &[&k], [AttributeProto::ints("perm", &[0, 1, 2, 4, 3])])?;
+    let k = g.op_with(part, "Transpose", &[&key], [AttributeProto::ints("perm", &[0, 1, 2, 4, 3])])?;
     let scores = g.op(part, "MatMul", &[&q, &k])?;
     let scores = g.op(part, "Add", &[&scores, mask])?;
     let shares = g.op_with(scope, "Softmax", &[&scores], [AttributeProto::int("axis", -1)])?;
@@ -226,5 +227,5 @@ fn portable(
     let y = g.op(context, "MatMul", &[&shares, &v])?;
     let y = g.op_with(context, "Transpose", &[&y], [AttributeProto::ints("perm", &[0, 3, 1, 2, 4])])?;
     let shape = g.integers(&[0, 0, groups * per_group * head_dim])?;
-    g.op(context, "Reshape", &[&y, &shape])
+    Ok((g.op(context, "Reshape", &[&y, &shape])?, [key, v]))
 }

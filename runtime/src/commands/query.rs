@@ -2,7 +2,8 @@
 
 use crate::{Global, Outcome};
 use anyhow::{Context, bail};
-use runtime::retriever::{Answer, Options, Retriever};
+use runtime::reranker::Reranker;
+use runtime::retriever::{Answer, Options, Retriever, RetrieverError};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::io::{self, BufRead, BufReader, Write};
@@ -26,6 +27,12 @@ pub struct Args {
     /// Answer with one JSON object
     #[arg(long)]
     json: bool,
+    /// Reranker's bundle, as written by `export --reranker`: it reads the first documents anew and orders them
+    #[arg(long, value_name = "DIR")]
+    reranker: Option<PathBuf>,
+    /// Documents that the reranker reads
+    #[arg(long, value_name = "N", default_value_t = 20, requires = "reranker")]
+    rerank: usize,
     /// Score every document, whatever the size of the index
     #[arg(long)]
     exact: bool,
@@ -53,6 +60,22 @@ struct Response<'a> {
     answer: Answer,
 }
 
+/// What answers.
+struct Answerer {
+    retriever: Retriever,
+    /// The teacher, and how many documents it reads.
+    reranker: Option<(Reranker, usize)>,
+}
+
+impl Answerer {
+    fn answer(&self, text: &str, k: usize) -> Result<Answer, RetrieverError> {
+        match &self.reranker {
+            None => self.retriever.query(text, k),
+            Some((reranker, candidates)) => self.retriever.query_reranked(text, k, reranker, *candidates),
+        }
+    }
+}
+
 /// Checks what was typed before it opens anything.
 pub fn run(args: &Args, global: &Global) -> anyhow::Result<Outcome> {
     if args.k == 0 {
@@ -63,13 +86,26 @@ pub fn run(args: &Args, global: &Global) -> anyhow::Result<Outcome> {
     {
         bail!("the query is empty; say what is needed, e.g. \"it is getting dark in here\"");
     }
+    if args.rerank == 0 {
+        bail!("--rerank is 0; let the reranker read at least 1 document");
+    }
     let options = Options { exact: args.exact, ..global.options() };
+    let session = options.session.clone();
     let retriever = Retriever::open(&args.bundle, &args.index, options)?;
+    let reranker = match &args.reranker {
+        None => None,
+        Some(dir) => {
+            let opened = Reranker::open(dir, &session);
+            let opened = opened.with_context(|| format!("cannot use the reranker {}", dir.display()))?;
+            Some((opened, args.rerank))
+        }
+    };
+    let answerer = Answerer { retriever, reranker };
     let Some(text) = &args.text else {
-        answer_lines(&retriever, args.k, BufReader::new(io::stdin().lock()), io::stdout().lock())?;
+        answer_lines(&answerer, args.k, BufReader::new(io::stdin().lock()), io::stdout().lock())?;
         return Ok(Outcome::Done);
     };
-    let answer = retriever.query(text, args.k)?;
+    let answer = answerer.answer(text, args.k)?;
     let outcome = if answer.results.is_empty() { Outcome::Nothing } else { Outcome::Done };
     let mut out = io::stdout().lock();
     if args.json {
@@ -79,13 +115,14 @@ pub fn run(args: &Args, global: &Global) -> anyhow::Result<Outcome> {
         write!(out, "{}", for_people(&answer)).context("cannot write to stdout")?;
         out.flush().context("cannot write to stdout")?;
         let timing = answer.timing;
+        let rerank = timing.rerank.map_or(String::new(), |rerank| format!(", rerank {rerank:.2} ms"));
         eprintln!(
-            "tokenise {:.2} ms, encode {:.2} ms, search {:.2} ms ({}, {} documents)",
+            "tokenise {:.2} ms, encode {:.2} ms, search {:.2} ms ({}, {} documents){rerank}",
             timing.tokenise,
             timing.encode,
             timing.search,
             serde_json::to_value(answer.path)?.as_str().unwrap_or_default(),
-            retriever.stats().documents,
+            answerer.retriever.stats().documents,
         );
     }
     Ok(outcome)
@@ -93,7 +130,7 @@ pub fn run(args: &Args, global: &Global) -> anyhow::Result<Outcome> {
 
 /// A line out for each line in, flushed at once; a bad line is answered with its error, and the next one is read.
 fn answer_lines(
-    retriever: &Retriever,
+    answerer: &Answerer,
     k: usize,
     mut input: impl BufRead,
     mut output: impl Write,
@@ -107,13 +144,13 @@ fn answer_lines(
         if bytes.trim_ascii().is_empty() {
             continue;
         }
-        let answer = answer_line(retriever, k, line, &bytes);
+        let answer = answer_line(answerer, k, line, &bytes);
         writeln!(output, "{answer}").and_then(|()| output.flush()).context("cannot write to stdout")?;
     }
     Ok(())
 }
 
-fn answer_line(retriever: &Retriever, k: usize, line: usize, bytes: &[u8]) -> String {
+fn answer_line(answerer: &Answerer, k: usize, line: usize, bytes: &[u8]) -> String {
     let request: Request = match serde_json::from_slice(bytes) {
         Ok(request) => request,
         Err(error) => {
@@ -123,7 +160,7 @@ fn answer_line(retriever: &Retriever, k: usize, line: usize, bytes: &[u8]) -> St
         }
     };
     let Request { query, k: wanted, id } = request;
-    let answered = retriever.query(&query, wanted.unwrap_or(k)).map_err(|error| error.to_string());
+    let answered = answerer.answer(&query, wanted.unwrap_or(k)).map_err(|error| error.to_string());
     let printed = answered.and_then(|answer| {
         let response = Response { id: id.clone(), query: &query, answer };
         serde_json::to_string(&response).map_err(|error| error.to_string())
@@ -185,8 +222,9 @@ mod tests {
     /// Robot programs parse this line; a renamed field breaks them without a word.
     #[test]
     fn the_json_line_keeps_its_shape() {
-        let hit = Hit { id: "d1".into(), title: "T".into(), text: "x".into(), score: 1.5, probability: 0.75 };
-        let timing = Timing { tokenise: 0.5, encode: 2.0, search: 1.0 };
+        let (id, title, text) = ("d1".into(), "T".into(), "x".into());
+        let hit = Hit { id, title, text, score: 1.5, rerank_score: None, probability: 0.75 };
+        let timing = Timing { tokenise: 0.5, encode: 2.0, search: 1.0, rerank: None };
         let answer = Answer { results: vec![hit], timing, path: SearchPath::Exact };
         let response = Response { id: Some(json!(7)), query: "q", answer };
         assert_eq!(

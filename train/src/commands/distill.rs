@@ -190,7 +190,7 @@ pub fn run(args: &Args, device: &DeviceArgs) -> Result<()> {
         (finish(task, &mut student)?, history)
     };
     student.provenance = json!({ "settings": settings, "metrics": student.provenance });
-    let (queries, documents) = golden_texts(&sets);
+    let (queries, documents) = golden::texts(&sets, GOLDEN);
     golden::write(staged.path(), &mut teacher, &student, &predictor, &queries, &documents)?;
     write_tensors(
         &staged.path().join(student::PREDICTOR_FILE),
@@ -354,20 +354,6 @@ fn finish(task: Distillation, student: &mut StudentConfig) -> Result<Predictor> 
     metrics.insert("target_pairs".into(), json!(target_pairs));
     student.provenance = serde_json::Value::Object(metrics);
     Ok(predictor)
-}
-
-/// Some dev queries and a relevant document of each.
-fn golden_texts(sets: &DataSets) -> (Vec<&str>, Vec<&str>) {
-    let judged = sets.sets.iter().flat_map(|set| {
-        let queries = set.dev.iter().flat_map(|(_, qrels)| qrels);
-        queries.map(move |(query, judgements)| {
-            let best = judgements.iter().max_by_key(|(id, gain)| (**gain, std::cmp::Reverse((*id).clone())));
-            let document = best.map(|(id, _)| set.contents[set.data.document_index[id]].as_str());
-            (set.query(query), document)
-        })
-    });
-    let (queries, documents): (Vec<&str>, Vec<Option<&str>>) = judged.take(GOLDEN).unzip();
-    (queries, documents.into_iter().flatten().collect())
 }
 
 /// Opens a student's predictor.

@@ -4,6 +4,7 @@ use super::run_args::{Pace, RunArgs, schedule};
 use crate::cache::VectorCache;
 use crate::device::DeviceArgs;
 use crate::fit::fit;
+use crate::golden;
 use crate::negatives::{Miner, Negatives, NegativesConfig};
 use crate::optim::AdamW;
 use crate::schedule::Decay;
@@ -18,6 +19,9 @@ use models::weights::DType;
 use serde_json::json;
 use std::collections::HashMap;
 use std::path::PathBuf;
+
+/// Dev queries whose scores travel with the teacher: what an exported reranker is held to.
+const GOLDEN: usize = 4;
 
 /// Teach a language model to judge documents (supervised fine-tuning of the binary choice, or DPO)
 #[derive(Debug, ClapArgs)]
@@ -130,7 +134,7 @@ pub fn run(args: &Args, device: &DeviceArgs) -> Result<()> {
         target_modules: args.lora_targets.clone(),
     });
     tch::manual_seed(args.run.seed as i64);
-    let teacher = Reranker::open(&args.model, &device.open(lora.clone())?)?;
+    let mut teacher = Reranker::open(&args.model, &device.open(lora.clone())?)?;
     let (config, negatives) = (teaching_config(args), negatives_config(args));
     let fit_config = args.run.fit_config(Pace {
         schedule: schedule(args.lr, args.warmup, args.steps, args.decay),
@@ -160,6 +164,9 @@ pub fn run(args: &Args, device: &DeviceArgs) -> Result<()> {
         eprintln!("stopped; continue with --resume");
         return Ok(());
     }
+    drop(task);
+    let (queries, documents) = golden::texts(&sets, GOLDEN);
+    golden::write_teacher(staged.path(), &mut teacher, &queries, &documents)?;
     copy_side_files(&args.model, staged.path())?;
     teacher.decoder.save(
         staged.path().join(WEIGHTS_FILE),
