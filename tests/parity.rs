@@ -97,60 +97,113 @@ fn cached_teacher_scores_are_those_of_the_whole_prompt() {
     assert!(spread > 0.1, "scores differ by {spread} only");
 }
 
+/// Qwen3's pre-tokenizer (its tokenizer.json): punctuation takes the line breaks behind it along.
+const QWEN_WORDS: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+
+/// A tiny model with Qwen3-Reranker's prompt.
+fn write_query_first(dir: &Path) {
+    write_model(dir, 1);
+    tests::model::edit_json(&dir.join("tokenizer.json"), |tokenizer| {
+        let split = &mut tokenizer["pre_tokenizer"]["pretokenizers"];
+        split[0] = serde_json::json!({"type": "Split", "pattern": {"Regex": QWEN_WORDS}, "behavior": "Isolated",
+            "invert": false});
+        split[1]["use_regex"] = false.into();
+    });
+    let mut template = PromptTemplate::qwen3_reranker();
+    // The tiny vocabulary has these; parts are short enough to be cut.
+    (template.choices.positive, template.choices.negative) = ("Yes".into(), "No".into());
+    (template.query.max_tokens, template.document.max_tokens) = (60, 80);
+    models::files::write_json(&dir.join("prompt.json"), &template).unwrap();
+}
+
+/// A published reranker asked in other tokens than it was trained on answers plausibly and wrongly: its users tokenise
+/// the whole question in one go.
+#[test]
+fn a_query_first_prompt_is_the_published_one_token_by_token() {
+    let dir = tempfile::tempdir().unwrap();
+    write_query_first(dir.path());
+    let prompter = Prompter::open(dir.path()).unwrap();
+    let tokenizer = open_tokenizer(dir.path()).unwrap();
+    let ids = |text: &str| tokenizer.encode(text, false).unwrap().get_ids().to_vec();
+    let template = prompter.template();
+    let (system, instruct) = template.prefix.split_once("<Instruct>").unwrap();
+    for query in ["Is it dark?", "coffee", "a  b\n\n?!", "dark..."] {
+        for document in ["The robot brings coffee.", "  light ", "1 2?\nYes"] {
+            let body =
+                format!("<Instruct>{instruct}<Query>: {}\n<Document>: {}", query.trim(), document.trim());
+            let expected =
+                [ids(system), ids(&body), ids(&format!("{}{}", template.instruction, template.answer))];
+            assert_eq!(prompter.pair(document, query).unwrap(), expected.concat(), "{query:?} {document:?}");
+        }
+    }
+    // What is too long is cut, and the rest still is the text's.
+    let long = "coffee dark ".repeat(60);
+    let pass = prompter.read_pass(&long).unwrap();
+    assert!((50..=62).contains(&pass.text.len()), "{}", pass.text.len());
+    assert!(!prompter.has_pieces());
+}
+
 /// A robot that reranks must see what the teacher saw: document and query in its order, prompt, cache and choice tokens.
 #[test]
 fn an_exported_reranker_scores_as_its_teacher() {
     let dir = tempfile::tempdir().unwrap();
-    let model = dir.path().join("teacher");
-    write_model(&model, 1);
-    let teacher = open_llm(&model);
-    let _guard = tch::no_grad_guard();
-    let documents = documents();
-    let documents = strs(&documents);
-    let expected: Vec<Vec<f32>> = QUERIES
-        .iter()
-        .map(|query| {
-            let score = |document: &&str| {
-                let hidden = teacher.hidden_uncached(document, query).unwrap();
-                f32::try_from(teacher.score(&hidden).unwrap().squeeze()).unwrap()
-            };
-            documents.iter().map(score).collect()
-        })
-        .collect();
-    let kinds = [
-        (Precision::Fp32, GraphKind::Fused),
-        (Precision::Fp32, GraphKind::Portable),
-        (Precision::Int8, GraphKind::Fused),
-    ];
-    for (precision, graph) in kinds {
-        let out = dir.path().join(format!("{precision:?}-{graph:?}"));
-        let session = SessionOptions { threads: 1, ..SessionOptions::default() };
-        let options = RerankerOptions {
-            teacher: model.clone(),
-            out: out.clone(),
-            precision,
-            graph,
-            allow_degraded: false,
-            session: session.clone(),
+    for order in ["document-first", "query-first"] {
+        let model = dir.path().join(order);
+        if order == "document-first" {
+            write_model(&model, 1)
+        } else {
+            write_query_first(&model)
+        }
+        let teacher = open_llm(&model);
+        let _guard = tch::no_grad_guard();
+        let documents = documents();
+        let documents = strs(&documents);
+        let pairs: Vec<(usize, usize)> =
+            (0..QUERIES.len()).flat_map(|query| (0..documents.len()).map(move |d| (query, d))).collect();
+        let whole = |(query, document): &(usize, usize)| {
+            let hidden = teacher.hidden_uncached(documents[*document], QUERIES[*query]).unwrap();
+            f32::try_from(teacher.score(&hidden).unwrap().squeeze()).unwrap()
         };
-        export::reranker::export(&options, &mut |_| {}).unwrap();
-        let reranker = runtime::reranker::Reranker::open(&out, &session).unwrap();
-        for (query, expected) in QUERIES.iter().zip(&expected) {
+        let expected: Vec<f32> = pairs.iter().map(whole).collect();
+        let in_batches: Vec<f32> =
+            cached(&teacher, &documents, &pairs).into_iter().map(|pair| pair.0).collect();
+        assert_close(&format!("{order}, cached"), &in_batches, &expected, Tolerance::Near);
+        let kinds = [
+            (Precision::Fp32, GraphKind::Fused),
+            (Precision::Fp32, GraphKind::Portable),
+            (Precision::Int8, GraphKind::Fused),
+        ];
+        for (precision, graph) in kinds {
+            let out = dir.path().join(format!("{order}-{precision:?}-{graph:?}"));
+            let session = SessionOptions { threads: 1, ..SessionOptions::default() };
+            let options = RerankerOptions {
+                teacher: model.clone(),
+                out: out.clone(),
+                precision,
+                graph,
+                allow_degraded: false,
+                session: session.clone(),
+            };
+            export::reranker::export(&options, &mut |_| {}).unwrap();
+            let reranker = runtime::reranker::Reranker::open(&out, &session).unwrap();
             // Twice: the second time from what was kept.
             for _ in 0..2 {
-                let found = reranker.scores(query, &documents).unwrap();
+                let found = QUERIES.iter().flat_map(|query| reranker.scores(query, &documents).unwrap());
+                let found: Vec<f32> = found.collect();
                 if precision == Precision::Fp32 {
-                    assert_close(&format!("{graph:?} {query}"), &found, expected, Tolerance::Near);
+                    assert_close(&format!("{order}, {graph:?}"), &found, &expected, Tolerance::Near);
                 } else {
-                    let cosine = cosine(&found, expected);
-                    assert!(cosine > 0.9, "{precision:?} {query}: {cosine}");
+                    let cosine = cosine(&found, &expected);
+                    assert!(cosine > 0.9, "{order}, {precision:?}: {cosine}");
                 }
             }
+            // Another tokenizer's choice tokens would answer plausibly and wrongly.
+            tests::model::edit_json(&out.join("reranker.json"), |manifest| {
+                manifest["choices"] = [1, 2].into()
+            });
+            let refused = runtime::reranker::Reranker::open(&out, &session).unwrap_err().to_string();
+            assert!(refused.contains("the token of a choice"), "{refused}");
         }
-        // Another tokenizer's choice tokens would answer plausibly and wrongly.
-        tests::model::edit_json(&out.join("reranker.json"), |manifest| manifest["choices"] = [1, 2].into());
-        let refused = runtime::reranker::Reranker::open(&out, &session).unwrap_err().to_string();
-        assert!(refused.contains("the token of a choice"), "{refused}");
     }
 }
 
@@ -186,7 +239,7 @@ fn training_pass(dir: &Path, lora: Option<LoraConfig>, checkpointing: bool, shif
         .map(|pair| teacher.prompter.continuation(QUERIES[pair / documents.len()]).unwrap())
         .collect();
     let rows: Vec<i64> = (0..continuations.len()).map(|pair| (pair % documents.len()) as i64).collect();
-    let pairs = Pairs { documents: &rows, continuations: &continuations };
+    let pairs = Pairs { first: &rows, continuations: &continuations };
     let mut pass = teacher.training_pass(&documents, &pairs, checkpointing).unwrap();
     let back = pass.way_back();
     assert_eq!(back.len(), if checkpointing { 2 } else { 0 });

@@ -135,7 +135,7 @@ pub fn export(options: &RerankerOptions, say: &mut dyn FnMut(&str)) -> Result<Re
     let dir = staged.path();
 
     let mut source = Source::open_llm(teacher, &config, options.precision, options.graph)?;
-    let [_, prefix] = prompter.before_texts();
+    let prefix = prompter.before_read();
     let states =
         prefix_states(&mut source, &config, config.num_hidden_layers, std::slice::from_ref(&prefix))?;
     let past = (PREFIX_TENSOR.to_owned(), states.shape.to_vec(), states.values);
@@ -197,11 +197,9 @@ fn prove(
     let runs = |error: &dyn std::error::Error| ExportError::Runtime(error.to_string());
     let reranker = Reranker::open(dir, &options.session).map_err(|e| runs(&e))?;
     let mut found: Vec<Vec<f32>> = vec![Vec::new(); queries.len()];
-    for document in &documents {
-        let read = reranker.read(document).map_err(|e| runs(&e))?;
-        for (query, scores) in queries.iter().zip(&mut found) {
-            scores.push(reranker.score(&read, query).map_err(|e| runs(&e))?);
-        }
+    let texts: Vec<&str> = documents.iter().map(String::as_str).collect();
+    for (query, scores) in queries.iter().zip(&mut found) {
+        *scores = reranker.scores(query, &texts).map_err(|e| runs(&e))?;
     }
     let pairs = || expected.iter().zip(&found);
     let most = pairs().flat_map(|(a, b)| a.iter().zip(b)).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max);

@@ -3,6 +3,9 @@
 //! The teacher reads `[prefix][document][query][instruction][answer]`; the document stands first, so its key/value
 //! cache serves every query (RaHoRe, arXiv 2412.16615). Each piece is tokenised on its own, so the teacher's token
 //! sequence *is* the concatenation of the pieces that the student encodes apart (Rabtriever, arXiv 2604.23336).
+//!
+//! Published rerankers that ask about the query first (Qwen3-Reranker) are templates too: `order` says what stands first,
+//! and a part that is `joined` is tokenised in one go with the words around it, as they do it.
 
 use crate::files::{self, FileError};
 use serde::{Deserialize, Serialize};
@@ -25,6 +28,23 @@ pub enum Truncation {
     Right,
 }
 
+/// What the teacher reads first, and is cached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Order {
+    /// `[prefix][document][query]`.
+    #[default]
+    DocumentFirst,
+    /// `[prefix][query][document]`.
+    QueryFirst,
+}
+
+impl Order {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
 /// The words around one text, and how much of that text is read.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -37,6 +57,10 @@ pub struct Part {
     pub max_tokens: usize,
     /// The end that is cut.
     pub truncate: Truncation,
+    /// Tokenise `before`, text and `after` as one string; they hold no special tokens then, and tokens may span their
+    /// borders. A student cannot be made of such a prompt.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub joined: bool,
 }
 
 /// The two answers to the binary-choice question; each must be a single token.
@@ -55,6 +79,9 @@ pub struct Choices {
 pub struct PromptTemplate {
     /// [`FORMAT_VERSION`].
     pub format_version: u32,
+    /// What stands first; left out where it is the document.
+    #[serde(default, skip_serializing_if = "Order::is_default")]
+    pub order: Order,
     /// First piece of every pass.
     pub prefix: String,
     /// Around the document.
@@ -74,23 +101,53 @@ impl Default for PromptTemplate {
     fn default() -> Self {
         Self {
             format_version: FORMAT_VERSION,
+            order: Order::DocumentFirst,
             prefix: "<|im_start|>user\n".into(),
             document: Part {
                 before: "Document:\n".into(),
                 after: "\n".into(),
                 max_tokens: 256,
                 truncate: Truncation::Right,
+                joined: false,
             },
             query: Part {
                 before: "Query:\n".into(),
                 after: "\n".into(),
                 max_tokens: 256,
                 truncate: Truncation::Left,
+                joined: false,
             },
             instruction: "Can the query be appropriately answered with the document? Yes or No?<|im_end|>\n"
                 .into(),
             answer: "<|im_start|>assistant\n".into(),
             choices: Choices { positive: "Yes".into(), negative: "No".into() },
+        }
+    }
+}
+
+impl PromptTemplate {
+    /// Qwen3-Reranker's, as its model card asks for it (<https://huggingface.co/Qwen/Qwen3-Reranker-0.6B>), with the
+    /// instruction that it calls the default.
+    pub fn qwen3_reranker() -> Self {
+        let part = |before: &str, after: &str, truncate, max_tokens| Part {
+            before: before.into(),
+            after: after.into(),
+            max_tokens,
+            truncate,
+            joined: true,
+        };
+        Self {
+            format_version: FORMAT_VERSION,
+            order: Order::QueryFirst,
+            prefix: "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the \
+                     Instruct provided. Note that the answer can only be \"yes\" or \"no\".<|im_end|>\n<|im_start|>user\n\
+                     <Instruct>: Given a web search query, retrieve relevant passages that answer the query\n"
+                .into(),
+            query: part("<Query>: ", "\n", Truncation::Right, 512),
+            document: part("<Document>: ", "", Truncation::Right, 2048),
+            instruction: "<|im_end|>\n".into(),
+            answer: "<|im_start|>assistant\n<think>\n\n</think>\n\n".into(),
+            choices: Choices { positive: "yes".into(), negative: "no".into() },
         }
     }
 }
@@ -265,17 +322,59 @@ impl Prompter {
         Ok(pass)
     }
 
-    /// `[query][instruction][answer]`: what follows a cached document pass in the teacher's prompt.
-    pub fn continuation(&self, query: &str) -> Result<Vec<u32>, PromptError> {
-        let mut piece = self.pass(Vec::new(), "query", &self.template.query, &self.query, query)?;
+    /// Whether a student can be made of this prompt: its pieces must be the teacher's.
+    pub fn has_pieces(&self) -> bool {
+        !self.template.document.joined && !self.template.query.joined
+    }
+
+    /// What the teacher reads first.
+    pub fn order(&self) -> Order {
+        self.template.order
+    }
+
+    /// A pair in the order in which the teacher reads it.
+    pub fn in_order<T>(&self, document: T, query: T) -> [T; 2] {
+        match self.template.order {
+            Order::DocumentFirst => [document, query],
+            Order::QueryFirst => [query, document],
+        }
+    }
+
+    /// `[prefix][first]`: the cached beginning of the teacher's prompts, a document's (or, query first, a query's).
+    pub fn read_pass(&self, first: &str) -> Result<Encoded, PromptError> {
+        match self.template.order {
+            Order::DocumentFirst => self.document_pass(first),
+            Order::QueryFirst => self.query_pass(first),
+        }
+    }
+
+    /// Tokens before the first text in every prompt of the teacher.
+    pub fn before_read(&self) -> Vec<u32> {
+        let [query, document] = self.before_texts();
+        let first = match self.template.order {
+            Order::DocumentFirst => (document, self.template.document.joined),
+            Order::QueryFirst => (query, self.template.query.joined),
+        };
+        // Joined, only the prefix is sure to be the same whatever the text.
+        if first.1 { self.prefix.clone() } else { first.0 }
+    }
+
+    /// `[second][instruction][answer]`: what follows a cached pass in the teacher's prompt, a query (or a document).
+    pub fn continuation(&self, second: &str) -> Result<Vec<u32>, PromptError> {
+        let (document, query) = (&self.template.document, &self.template.query);
+        let mut piece = match self.template.order {
+            Order::DocumentFirst => self.pass(Vec::new(), "query", query, &self.query, second)?,
+            Order::QueryFirst => self.pass(Vec::new(), "document", document, &self.document, second)?,
+        };
         piece.ids.extend(&self.ending);
         Ok(piece.ids)
     }
 
     /// The teacher's whole prompt for one pair.
     pub fn pair(&self, document: &str, query: &str) -> Result<Vec<u32>, PromptError> {
-        let mut ids = self.document_pass(document)?.ids;
-        ids.extend(self.continuation(query)?);
+        let [first, second] = self.in_order(document, query);
+        let mut ids = self.read_pass(first)?.ids;
+        ids.extend(self.continuation(second)?);
         Ok(ids)
     }
 
@@ -287,6 +386,9 @@ impl Prompter {
         (before, after): &(Vec<u32>, Vec<u32>),
         text: &str,
     ) -> Result<Encoded, PromptError> {
+        if part.joined {
+            return self.joined_pass(ids, what, part, text.trim());
+        }
         let tokens = encode(&self.tokenizer, text.trim())?;
         if tokens.is_empty() {
             return Err(PromptError::Empty { what });
@@ -301,6 +403,42 @@ impl Prompter {
         ids.extend(tokens);
         ids.extend(after);
         Ok(Encoded { ids, text })
+    }
+
+    fn joined_pass(
+        &self,
+        mut ids: Vec<u32>,
+        what: &'static str,
+        part: &Part,
+        text: &str,
+    ) -> Result<Encoded, PromptError> {
+        let encode = |text: &str| {
+            let failed = |e: tokenizers::Error| PromptError::Text {
+                text: text.chars().take(40).collect(),
+                message: e.to_string(),
+            };
+            self.tokenizer.encode(text, false).map_err(failed)
+        };
+        let alone = encode(text)?;
+        let offsets = alone.get_offsets();
+        let cut = offsets.len().saturating_sub(part.max_tokens);
+        let kept = match (offsets.first(), offsets.last(), part.truncate) {
+            (None, ..) | (_, None, _) => return Err(PromptError::Empty { what }),
+            (Some(first), Some(last), _) if cut == 0 => first.0..last.1,
+            (_, Some(last), Truncation::Left) => offsets[cut].0..last.1,
+            (Some(first), _, Truncation::Right) => first.0..offsets[part.max_tokens.max(1) - 1].1,
+        };
+        // A token's border can lie within a character.
+        let kept = text.get(kept).unwrap_or(text);
+        let whole = encode(&format!("{}{kept}{}", part.before, part.after))?;
+        let (start, end) = (part.before.len(), part.before.len() + kept.len());
+        let of_text = |(from, to): &(usize, usize)| *to > start && *from < end;
+        let places = || whole.get_offsets().iter().enumerate().filter(|(_, offset)| of_text(offset));
+        let first = places().next().map_or(0, |(place, _)| place);
+        let behind = places().next_back().map_or(first, |(place, _)| place + 1);
+        let before = ids.len();
+        ids.extend(whole.get_ids());
+        Ok(Encoded { ids, text: before + first..before + behind })
     }
 }
 

@@ -1,4 +1,5 @@
-//! The teacher on the device: a document is read once, its keys and values are kept, and every query continues them.
+//! The teacher on the device: a document is read once, its keys and values are kept, and every query continues them (or the
+//! query is read once, where the prompt asks about it first).
 
 use crate::session::{Element, Port, Session, SessionError, SessionOptions, Tensor, Values};
 use models::files::sha256_parts;
@@ -10,7 +11,7 @@ use std::collections::{HashMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Memory that keys and values of documents may take.
+/// Memory that keys and values of texts read may take.
 const KEPT_BYTES: usize = 256 << 20;
 
 /// A reranker that cannot be opened or asked.
@@ -40,9 +41,9 @@ pub enum RerankerError {
     },
 }
 
-/// A document as the model has read it.
+/// A document (or, where the prompt asks about it first, a query) as the model has read it.
 #[derive(Debug)]
-pub struct ReadDocument {
+pub struct Read {
     past: Vec<f32>,
     tokens: usize,
 }
@@ -57,10 +58,10 @@ pub struct Reranker {
     kept: Mutex<Kept>,
 }
 
-/// Documents read lately, by digest of their text; the oldest leave first.
+/// Texts read lately, by digest; the oldest leave first.
 #[derive(Debug, Default)]
 struct Kept {
-    by_digest: HashMap<String, Arc<ReadDocument>>,
+    by_digest: HashMap<String, Arc<Read>>,
     order: VecDeque<String>,
     bytes: usize,
 }
@@ -74,8 +75,7 @@ impl Reranker {
         if prompter.choices() != manifest.choices || prompter.highest_token_id() >= manifest.vocab_size {
             return Err(disagreement("tokenizer.json", "the token of a choice, or the number of tokens,"));
         }
-        let [_, before] = prompter.before_texts();
-        if before != manifest.prefix {
+        if prompter.before_read() != manifest.prefix {
             return Err(disagreement("prompt.json", "what a prompt begins with"));
         }
         let (shape, prefix) = Weights::open_file(dir.join(PREFIX_FILE))?.f32(PREFIX_TENSOR)?;
@@ -103,33 +103,30 @@ impl Reranker {
         &self.manifest
     }
 
-    /// Reads a document.
-    pub fn read(&self, document: &str) -> Result<ReadDocument, RerankerError> {
-        let pass = self.prompter.document_pass(document)?;
-        let ids = &pass.ids[self.manifest.prefix.len()..];
-        let [_, present] = self.run(ids, &self.prefix, self.manifest.prefix.len())?;
-        Ok(ReadDocument { tokens: pass.ids.len(), past: present.values })
-    }
-
-    /// `log p(T) - log p(F)` of a query with a document.
-    pub fn score(&self, document: &ReadDocument, query: &str) -> Result<f32, RerankerError> {
-        let ids = self.prompter.continuation(query)?;
-        let [logits, _] = self.run(&ids, &document.past, document.tokens)?;
-        Ok(logits.values[0] - logits.values[1])
-    }
-
-    /// Scores of several documents for one query; documents read lately are not read again.
+    /// `log p(T) - log p(F)` of several documents for one query; what stands first in the prompt, each document or the
+    /// query, is read once and kept for a while.
     pub fn scores(&self, query: &str, documents: &[&str]) -> Result<Vec<f32>, RerankerError> {
-        documents.iter().map(|document| self.score(&*self.kept(document)?, query)).collect()
+        let score = |document: &&str| {
+            let [first, second] = self.prompter.in_order(*document, query);
+            let read = self.read(first)?;
+            let ids = self.prompter.continuation(second)?;
+            let [logits, _] = self.run(&ids, &read.past, read.tokens)?;
+            Ok(logits.values[0] - logits.values[1])
+        };
+        documents.iter().map(score).collect()
     }
 
-    fn kept(&self, document: &str) -> Result<Arc<ReadDocument>, RerankerError> {
-        let digest = sha256_parts([document.as_bytes()]);
+    /// Reads what stands first, or remembers it.
+    fn read(&self, first: &str) -> Result<Arc<Read>, RerankerError> {
+        let digest = sha256_parts([first.as_bytes()]);
         let lock = || self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(read) = lock().by_digest.get(&digest) {
             return Ok(Arc::clone(read));
         }
-        let read = Arc::new(self.read(document)?);
+        let pass = self.prompter.read_pass(first)?;
+        let ids = &pass.ids[self.manifest.prefix.len()..];
+        let [_, present] = self.run(ids, &self.prefix, self.manifest.prefix.len())?;
+        let read = Arc::new(Read { tokens: pass.ids.len(), past: present.values });
         lock().keep(digest, &read);
         Ok(read)
     }
@@ -148,8 +145,8 @@ impl Reranker {
 }
 
 impl Kept {
-    fn keep(&mut self, digest: String, read: &Arc<ReadDocument>) {
-        let size = |read: &ReadDocument| size_of_val(read.past.as_slice());
+    fn keep(&mut self, digest: String, read: &Arc<Read>) {
+        let size = |read: &Read| size_of_val(read.past.as_slice());
         if self.by_digest.insert(digest.clone(), Arc::clone(read)).is_none() {
             self.order.push_back(digest);
             self.bytes += size(read);
@@ -171,7 +168,7 @@ mod tests {
         let mut kept = Kept::default();
         let third = KEPT_BYTES / 3 / size_of::<f32>() + 1;
         for name in ["a", "b", "c", "c"] {
-            kept.keep(name.into(), &Arc::new(ReadDocument { past: vec![0.0; third], tokens: 1 }));
+            kept.keep(name.into(), &Arc::new(Read { past: vec![0.0; third], tokens: 1 }));
         }
         assert!(kept.bytes <= KEPT_BYTES);
         let mut names: Vec<_> = kept.by_digest.keys().cloned().collect();

@@ -1,4 +1,5 @@
-//! The teacher's scores of many pairs: each document is read once, its queries follow from its cache.
+//! The teacher's scores of many pairs: each document is read once, its queries follow from its cache (or each query, where
+//! the prompt asks about it first).
 
 use anyhow::Result;
 use models::torch::{Reranker, length_buckets};
@@ -7,8 +8,8 @@ use tch::{Device, Kind, Tensor};
 
 /// Tokens per forward pass, padding included.
 const TOKENS_PER_BATCH: usize = 2048;
-/// Documents whose keys and values are held at once: bounds memory whatever the corpus.
-const DOCUMENTS_AT_ONCE: usize = 32;
+/// Texts whose keys and values are held at once: bounds memory whatever the corpus.
+const READ_AT_ONCE: usize = 32;
 
 /// One scored pair.
 pub struct ScoredPair {
@@ -39,27 +40,30 @@ pub fn score_pairs(
     want_hidden: bool,
     mut done: impl FnMut(Vec<ScoredPair>) -> Result<()>,
 ) -> Result<()> {
+    // First the texts that are read once, then those that follow from their caches.
+    let [firsts, seconds] = teacher.prompter.in_order(texts.documents, texts.queries);
     let mut continuations: BTreeMap<usize, Vec<u32>> = BTreeMap::new();
-    let mut by_document: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+    let mut by_first: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
     for &(query, document) in pairs {
-        if let std::collections::btree_map::Entry::Vacant(entry) = continuations.entry(query) {
-            entry.insert(teacher.prompter.continuation(texts.queries[query])?);
+        let [first, second] = teacher.prompter.in_order(document, query);
+        if let std::collections::btree_map::Entry::Vacant(entry) = continuations.entry(second) {
+            entry.insert(teacher.prompter.continuation(seconds[second])?);
         }
-        by_document.entry(document).or_default().push(query);
+        by_first.entry(first).or_default().push(second);
     }
-    // Documents of similar length share a padded cache.
-    let mut documents: Vec<usize> = by_document.keys().copied().collect();
-    documents.sort_by_key(|document| (texts.documents[*document].len(), *document));
+    // Texts of similar length share a padded cache.
+    let mut order: Vec<usize> = by_first.keys().copied().collect();
+    order.sort_by_key(|first| (firsts[*first].len(), *first));
     let _guard = tch::no_grad_guard();
-    for chunk in documents.chunks(DOCUMENTS_AT_ONCE) {
-        let contents: Vec<&str> = chunk.iter().map(|document| texts.documents[*document]).collect();
-        let caches = teacher.read_documents(&contents)?;
+    for chunk in order.chunks(READ_AT_ONCE) {
+        let contents: Vec<&str> = chunk.iter().map(|first| firsts[*first]).collect();
+        let caches = teacher.read(&contents)?;
         let of_chunk: Vec<(usize, usize)> = chunk
             .iter()
             .enumerate()
-            .flat_map(|(row, document)| by_document[document].iter().map(move |query| (row, *query)))
+            .flat_map(|(row, first)| by_first[first].iter().map(move |second| (row, *second)))
             .collect();
-        let lengths: Vec<usize> = of_chunk.iter().map(|(_, query)| continuations[query].len()).collect();
+        let lengths: Vec<usize> = of_chunk.iter().map(|(_, second)| continuations[second].len()).collect();
         for bucket in length_buckets(&lengths, TOKENS_PER_BATCH) {
             let rows: Vec<i64> = bucket.iter().map(|pair| of_chunk[*pair].0 as i64).collect();
             let ids: Vec<&[u32]> =
@@ -68,9 +72,11 @@ pub fn score_pairs(
             let scores = Vec::<f32>::try_from(teacher.score(&hidden)?.to_kind(Kind::Float))?;
             let hidden = want_hidden.then(|| rows_of(&hidden)).transpose()?;
             let scored = bucket.iter().enumerate().map(|(i, pair)| {
-                let (row, query) = of_chunk[*pair];
+                let (row, second) = of_chunk[*pair];
                 let hidden = hidden.as_ref().map(|rows| rows[i].clone());
-                ScoredPair { query, document: chunk[row], score: scores[i], hidden }
+                // What put a pair in order takes it out again.
+                let [document, query] = teacher.prompter.in_order(chunk[row], second);
+                ScoredPair { query, document, score: scores[i], hidden }
             });
             done(scored.collect())?;
         }

@@ -170,18 +170,24 @@ fn pair_key(set: &DataSet, query: usize, document: usize) -> Key {
 impl Task for Teaching<'_> {
     fn micro_batch(&mut self, step: usize, micro: usize) -> Result<MicroBatch> {
         let (set, pairs) = self.pairs(step * self.config.accumulate + micro);
-        let contents: Vec<&str> = pairs.documents.iter().map(|place| set.contents[*place].as_str()).collect();
-        let (mut rows, mut continuations, mut relevant) = (Vec::new(), Vec::new(), Vec::new());
-        for query in &pairs.queries {
-            let continuation = self.teacher.prompter.continuation(set.training_query(*query))?;
-            for (row, document) in pairs.documents.iter().enumerate() {
-                rows.push(row as i64);
-                continuations.push(continuation.clone());
-                relevant.push(i64::from(set.train.relevant[*query].contains(document)));
+        let documents: Vec<&str> =
+            pairs.documents.iter().map(|place| set.contents[*place].as_str()).collect();
+        let queries: Vec<&str> = pairs.queries.iter().map(|query| set.training_query(*query)).collect();
+        let prompter = &self.teacher.prompter;
+        let [firsts, seconds] = prompter.in_order(&documents, &queries);
+        let continuations =
+            seconds.iter().map(|text| prompter.continuation(text)).collect::<Result<Vec<_>, _>>()?;
+        let (mut rows, mut follow, mut relevant) = (Vec::new(), Vec::new(), Vec::new());
+        for (query, place) in pairs.queries.iter().enumerate() {
+            for (document, of_document) in pairs.documents.iter().enumerate() {
+                let [first, second] = prompter.in_order(document, query);
+                rows.push(first as i64);
+                follow.push(continuations[second].as_slice());
+                relevant.push(i64::from(set.train.relevant[*place].contains(of_document)));
             }
         }
-        let of_pairs = models::torch::Pairs { documents: &rows, continuations: &continuations };
-        let mut pass = self.teacher.training_pass(&contents, &of_pairs, self.config.checkpointing)?;
+        let of_pairs = models::torch::Pairs { first: &rows, continuations: &follow };
+        let mut pass = self.teacher.training_pass(firsts, &of_pairs, self.config.checkpointing)?;
         self.recompute = pass.way_back();
         let hidden = &pass.hidden;
         let device = self.teacher.device();

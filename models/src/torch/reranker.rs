@@ -1,7 +1,8 @@
 //! The teacher: an LLM asked a binary-choice question about one document and one query (RaHoRe, arXiv 2412.16615).
 //!
 //! `h(q|d) = f([prefix][d][q][instruction][answer])[last]`, `s(q, d) = log p(T) - log p(F) = (W_T - W_F) . h(q|d)`.
-//! The document part is read once and its keys and values serve every query.
+//! The document part is read once and its keys and values serve every query (or the other way round, where the prompt
+//! asks about the query first).
 
 use super::batch::Batch;
 use super::{Decoder, DecoderError, ForwardInput, Hidden, KvCache, LoraConfig, Recompute};
@@ -46,9 +47,9 @@ pub struct OpenOptions {
 /// Pairs of a training pass.
 #[derive(Debug)]
 pub struct Pairs<'a, R> {
-    /// Place of each pair's document among those read.
-    pub documents: &'a [i64],
-    /// Each pair's query and question (see [`Prompter::continuation`]).
+    /// Place of each pair's first text (its document, see [`Prompter::order`]) among those read.
+    pub first: &'a [i64],
+    /// Each pair's other text and the question (see [`Prompter::continuation`]).
     pub continuations: &'a [R],
 }
 
@@ -119,9 +120,10 @@ impl Reranker {
         Ok(self.decoder.choice_rows(&self.choices)?.to_kind(Kind::Float))
     }
 
-    /// Keys and values of `[prefix][document]` for each document, one padded batch.
-    pub fn read_documents<S: AsRef<str>>(&self, texts: &[S]) -> Result<KvCache, RerankerError> {
-        let batch = self.document_batch(texts)?;
+    /// Keys and values of `[prefix][first]` for each text that stands first (documents, see [`Prompter::order`]), one
+    /// padded batch.
+    pub fn read<S: AsRef<str>>(&self, texts: &[S]) -> Result<KvCache, RerankerError> {
+        let batch = self.first_batch(texts)?;
         let input = ForwardInput {
             attention_mask: batch.attention_mask.as_ref(),
             want_cache: true,
@@ -130,8 +132,8 @@ impl Reranker {
         self.cache_of(self.decoder.forward(input)?)
     }
 
-    fn document_batch<S: AsRef<str>>(&self, texts: &[S]) -> Result<Batch, PromptError> {
-        let passes = texts.iter().map(|text| Ok(self.prompter.document_pass(text.as_ref())?.ids));
+    fn first_batch<S: AsRef<str>>(&self, texts: &[S]) -> Result<Batch, PromptError> {
+        let passes = texts.iter().map(|text| Ok(self.prompter.read_pass(text.as_ref())?.ids));
         Ok(Batch::new(&passes.collect::<Result<Vec<_>, PromptError>>()?, self.device()))
     }
 
@@ -140,11 +142,11 @@ impl Reranker {
         Ok(hidden.cache.ok_or(DecoderError::PastLayers { found: 0, expected })?)
     }
 
-    /// Reads `documents` once and continues each pair's, gradients and dropout on. With `checkpointing`, gradients
+    /// Reads `first` texts once and continues each pair's, gradients and dropout on. With `checkpointing`, gradients
     /// take the way of [`Decoder::forward_checkpointed`].
     pub fn training_pass<S: AsRef<str>, R: AsRef<[u32]>>(
         &self,
-        documents: &[S],
+        first: &[S],
         pairs: &Pairs<R>,
         checkpointing: bool,
     ) -> Result<TrainingPass<'_>, RerankerError> {
@@ -159,14 +161,14 @@ impl Reranker {
                 }
             }
         };
-        let read = self.document_batch(documents)?;
+        let read = self.first_batch(first)?;
         let hidden = forward(ForwardInput {
             attention_mask: read.attention_mask.as_ref(),
             want_cache: true,
             train: true,
             ..ForwardInput::new(&read.input_ids)
         })?;
-        let past = self.cache_of(hidden)?.select(pairs.documents)?;
+        let past = self.cache_of(hidden)?.select(pairs.first)?;
         let continued = Batch::new(pairs.continuations, self.device());
         let hidden = forward(ForwardInput {
             attention_mask: continued.attention_mask.as_ref(),

@@ -174,6 +174,13 @@ pub fn run(args: &Args, device: &DeviceArgs) -> Result<()> {
         "inner_dimensions": args.inner_dimensions, "dropout": args.dropout,
         "distill": config, "fit": fit_config, "weight_decay": args.weight_decay, "dtype": device.compute().name(),
     });
+    if !teacher.prompter.has_pieces() {
+        bail!(
+            "{}: its prompt has `joined` parts, so that a student could not encode the teacher's own pieces; import the \
+             model with another --prompt",
+            args.teacher.display()
+        );
+    }
     eprintln!("distilling on {}", sets.describe());
     let (predictor, history) = {
         let plan = sets.plan(args.steps, args.run.seed);

@@ -21,7 +21,8 @@ pub struct Args {
     /// Model directory to create
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// Prompt template to use instead of the folder's own, or of the default in the turns of the model's chat template
+    /// Prompt template to use instead of the folder's own, or of the default in the turns of the model's chat template: a
+    /// file like prompt.json, or `qwen3-reranker` for that model
     #[arg(long, value_name = "FILE")]
     prompt: Option<PathBuf>,
 }
@@ -42,6 +43,9 @@ pub fn run(args: &Args) -> Result<()> {
     }
     let template_file = staged.path().join(prompt::FILE_NAME);
     match &args.prompt {
+        Some(name) if name.as_os_str() == "qwen3-reranker" => {
+            write_json(&template_file, &PromptTemplate::qwen3_reranker())?;
+        }
         Some(file) => write_json(&template_file, &PromptTemplate::open(file)?)?,
         None if !template_file.exists() => {
             let turns = Turns::open(staged.path())?;
