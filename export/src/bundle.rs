@@ -82,12 +82,7 @@ impl Student {
             return refuse("inner_dimensions", "0".into(), "1 or more".into());
         }
 
-        let vocabulary = prompt::open_tokenizer(dir)?.get_vocab(true);
-        let highest = vocabulary.into_iter().max_by(|a, b| (a.1, &a.0).cmp(&(b.1, &b.0)));
-        if let Some((token, id)) = highest.filter(|(_, id)| *id as usize >= config.vocab_size) {
-            let (file, vocab_size) = (dir.join(TOKENIZER_FILE), config.vocab_size);
-            return Err(ExportError::TokenId { file, token, id, vocab_size });
-        }
+        check_tokenizer(dir, &config)?;
         let prompter = Prompter::open(dir)?;
         let (found, expected) = (prompter.max_pass_tokens(), config.max_length());
         if found > expected {
@@ -139,12 +134,28 @@ impl Student {
     }
 }
 
+/// Refuses a tokenizer that makes tokens which the model has no embedding for.
+pub fn check_tokenizer(dir: &Path, config: &DecoderConfig) -> Result<(), ExportError> {
+    let vocabulary = prompt::open_tokenizer(dir)?.get_vocab(true);
+    let highest = vocabulary.into_iter().max_by(|a, b| (a.1, &a.0).cmp(&(b.1, &b.0)));
+    match highest.filter(|(_, id)| *id as usize >= config.vocab_size) {
+        None => Ok(()),
+        Some((token, id)) => {
+            let (file, vocab_size) = (dir.join(TOKENIZER_FILE), config.vocab_size);
+            Err(ExportError::TokenId { file, token, id, vocab_size })
+        }
+    }
+}
+
 /// Writes a bundle; `say` hears one line per step, for people.
 pub fn export(options: &Options, say: &mut dyn FnMut(&str)) -> Result<Manifest, ExportError> {
     let start = Instant::now();
     if options.graph == GraphKind::Portable && matches!(options.precision, Precision::Fp16 | Precision::Int4)
     {
         return Err(ExportError::Portable { precision: options.precision });
+    }
+    if options.calibration.is_some() && !matches!(options.precision, Precision::Int8 | Precision::Int4) {
+        return Err(ExportError::NothingToCalibrate { precision: options.precision });
     }
     let student = Student::open(&options.student)?;
     let head_dim = student.config.head_dim;
@@ -201,8 +212,13 @@ fn rank_as_fp32(options: &Options, data: &RankingData, dir: &Path) -> Result<Ran
     }
     let name = options.out.file_name().unwrap_or_default().to_string_lossy();
     let out = options.out.with_file_name(format!(".{name}.fp32-{}", std::process::id()));
-    let reference =
-        Options { precision: Precision::Fp32, ranking: None, out: out.clone(), ..options.clone() };
+    let reference = Options {
+        precision: Precision::Fp32,
+        calibration: None,
+        ranking: None,
+        out: out.clone(),
+        ..options.clone()
+    };
     let found =
         export(&reference, &mut |_| {}).and_then(|_| ranking::compare(&out, dir, data, &options.session));
     if out.exists() {
@@ -225,7 +241,7 @@ fn write_encoder(
         true => None,
         false => Some(prefix_states(&mut source, config, layers, &student.prefixes)?),
     };
-    if let (Some(data), Precision::Int8 | Precision::Int4) = (&options.calibration, options.precision) {
+    if let Some(data) = &options.calibration {
         source.curvatures = calibrate(student, data, prefix.as_ref(), dir, &options.session)?;
         say(&format!("calibrated on {}, {:.1} s", data.display(), start.elapsed().as_secs_f64()));
     }

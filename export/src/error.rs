@@ -38,6 +38,14 @@ pub enum ExportError {
         /// The precision.
         precision: Precision,
     },
+    /// Weights that are not rounded.
+    #[error(
+        "{precision:?} weights are not rounded to few bits: --calibrate is for --precision int8 and int4"
+    )]
+    NothingToCalibrate {
+        /// The precision.
+        precision: Precision,
+    },
     /// A reranker in half precision.
     #[error("a reranker is not written in fp16; take --precision fp32, int8 or int4")]
     RerankerPrecision,

@@ -1,7 +1,7 @@
 //! `export --reranker`: the teacher as one graph that reads documents and queries, and its bundle
 //! ([`models::reranker_manifest`]).
 
-use crate::bundle::{TOKENIZER_FILE, digests, directory_size};
+use crate::bundle::{TOKENIZER_FILE, check_tokenizer, digests, directory_size};
 use crate::encoder::layer;
 use crate::error::ExportError;
 use crate::graph::{Data, Dim, Graph, Scope, Value};
@@ -126,6 +126,7 @@ pub fn export(options: &RerankerOptions, say: &mut dyn FnMut(&str)) -> Result<Re
     if options.graph == GraphKind::Fused && !config.head_dim.is_multiple_of(16) {
         return Err(ExportError::HeadDim { file: teacher.join("config.json"), head_dim: config.head_dim });
     }
+    check_tokenizer(teacher, &config)?;
     let prompter = Prompter::open(teacher)?;
     let (found, expected) = (prompter.max_pair_tokens(), config.max_length());
     if found > expected {

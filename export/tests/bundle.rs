@@ -4,8 +4,10 @@
 
 mod support;
 
+use export::bundle::Options;
 use export::onnx::{GraphProto, ModelProto};
 use export::ranking::RankingData;
+use export::reranker::{self, RerankerOptions};
 use models::manifest::{Batching, GraphKind, Manifest, Precision};
 use models::student::{Form, Residual};
 use prost::Message;
@@ -127,6 +129,21 @@ fn calibration_brings_few_bits_nearer() {
     assert!(!fixture.options.out.join("observed.onnx").exists());
 }
 
+/// A tokenizer of another model must be refused before its ids are looked up as rows that are not there, and nothing of
+/// the bundle may be left.
+#[test]
+fn a_reranker_with_another_models_tokenizer_is_refused() {
+    let fixture = Fixture::new(&Plan::llama());
+    support::edit_json(&fixture.file("tokenizer.json"), |tokenizer| {
+        tokenizer["model"]["vocab"]["foreign"] = 5000.into();
+    });
+    let Options { student, out, precision, graph, allow_degraded, session, .. } = fixture.options.clone();
+    let options = RerankerOptions { teacher: student, out, precision, graph, allow_degraded, session };
+    let refused = reranker::export(&options, &mut |_| {}).unwrap_err().to_string();
+    assert!(refused.contains("`foreign` has id 5000"), "{refused}");
+    assert!(!options.out.exists());
+}
+
 fn takes_fused(config: &serde_json::Value) -> bool {
     config["head_dim"].as_u64().is_some_and(|head_dim| head_dim.is_multiple_of(16))
 }
@@ -141,6 +158,9 @@ fn kinds_of_graph_refuse_what_they_cannot_say() {
     fixture.options.precision = Precision::Int4;
     fixture.options.graph = GraphKind::Portable;
     assert!(fixture.refusal().contains("--graph fused"));
+    fixture.options.precision = Precision::Fp32;
+    fixture.options.calibration = Some(fixture.write_data());
+    assert!(fixture.refusal().contains("--calibrate is for"));
 }
 
 /// If padding reaches a real token or the pooling, recall falls only where texts share a batch, and no error is seen.

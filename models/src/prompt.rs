@@ -421,12 +421,13 @@ impl Prompter {
         };
         let alone = encode(text)?;
         let offsets = alone.get_offsets();
-        let cut = offsets.len().saturating_sub(part.max_tokens);
+        let most = part.max_tokens.max(1);
+        let cut = offsets.len().saturating_sub(most);
         let kept = match (offsets.first(), offsets.last(), part.truncate) {
             (None, ..) | (_, None, _) => return Err(PromptError::Empty { what }),
             (Some(first), Some(last), _) if cut == 0 => first.0..last.1,
             (_, Some(last), Truncation::Left) => offsets[cut].0..last.1,
-            (Some(first), _, Truncation::Right) => first.0..offsets[part.max_tokens.max(1) - 1].1,
+            (Some(first), _, Truncation::Right) => first.0..offsets[most - 1].1,
         };
         // A token's border can lie within a character.
         let kept = text.get(kept).unwrap_or(text);
