@@ -97,15 +97,14 @@ impl DataSets {
 
     /// For each of `batches` micro-batches its set and its place among that set's micro-batches.
     pub fn plan(&self, batches: usize, seed: u64) -> Vec<(usize, usize)> {
-        let share = |set: &DataSet| set.weight * set.train.queries.len() as f64;
-        let total: f64 = self.sets.iter().map(share).sum();
+        let total: f64 = self.sets.iter().map(DataSet::share).sum();
         let mut done = vec![0; self.sets.len()];
         let mut rng = rng(seed, "sets", 0);
         (0..batches)
             .map(|_| {
                 let mut left: f64 = rng.random_range(0.0..total);
                 let chosen = self.sets.iter().position(|set| {
-                    left -= share(set);
+                    left -= set.share();
                     left < 0.0
                 });
                 let chosen = chosen.unwrap_or(self.sets.len() - 1);
@@ -143,6 +142,11 @@ impl DataSet {
         let path = arg.dir.canonicalize().with_context(|| format!("cannot open {}", arg.dir.display()))?;
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         Ok(Self { name, data, contents, train, dev, lengths, weight: arg.weight, digest })
+    }
+
+    /// What it has of the run, relative to the other sets' shares.
+    pub fn share(&self) -> f64 {
+        self.weight * self.train.queries.len() as f64
     }
 
     /// Texts of all queries, by place.

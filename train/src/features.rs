@@ -1,4 +1,5 @@
-//! Latents of the frozen LLM: each text goes through it once, ever (disk cache).
+//! Latents of the frozen LLM: each text goes through it once, ever (disk cache). Every layer has a file of its own, so that
+//! students of other layers share what they can.
 
 use crate::cache::{Key, VectorCache, VectorReader, key};
 use crate::scoring::rows_of;
@@ -24,35 +25,44 @@ pub struct Features {
     pub answer: Option<Tensor>,
 }
 
-/// Latents of some texts on disk, read a batch at a time: 8 bytes of memory per text.
+/// Latents of some texts on disk, read a batch at a time: 8 bytes of memory per text and layer.
 pub struct StoredFeatures {
+    /// One for each layer, then the answer's hidden state where the student reads it.
+    parts: Vec<StoredPart>,
+    layers: usize,
+    texts: usize,
+    device: Device,
+}
+
+/// One layer's mean of some texts.
+struct StoredPart {
     reader: VectorReader,
     places: Vec<u64>,
-    /// Numbers of a latent, D; what follows is the answer's hidden state.
-    dimensions: i64,
-    device: Device,
 }
 
 impl StoredFeatures {
     /// Number of texts.
     pub fn len(&self) -> usize {
-        self.places.len()
+        self.texts
     }
 
     /// Whether there are no texts.
     pub fn is_empty(&self) -> bool {
-        self.places.is_empty()
+        self.texts == 0
     }
 
     /// Latents of the texts at these places.
     pub fn gather(&self, texts: &[usize]) -> Result<Features> {
-        let flat = self.reader.read(texts.iter().map(|text| self.places[*text]))?;
-        let all = Tensor::from_slice(&flat)
-            .reshape([texts.len() as i64, self.reader.width() as i64])
-            .to_device(self.device);
-        let rest = all.size()[1] - self.dimensions;
-        let answer = (rest > 0).then(|| all.narrow(1, self.dimensions, rest).contiguous());
-        Ok(Features { latent: all.narrow(1, 0, self.dimensions).contiguous(), answer })
+        let part = |part: &StoredPart| {
+            let flat = part.reader.read(texts.iter().map(|text| part.places[*text]))?;
+            Ok(Tensor::from_slice(&flat).reshape([texts.len() as i64, part.reader.width() as i64]))
+        };
+        let mut parts = self.parts.iter().map(part).collect::<Result<Vec<_>>>()?;
+        let answer = parts.split_off(self.layers).pop();
+        Ok(Features {
+            latent: Tensor::cat(&parts, 1).to_device(self.device),
+            answer: answer.map(|answer| answer.to_device(self.device)),
+        })
     }
 
     /// Latents of all texts, so many at a time.
@@ -72,11 +82,44 @@ pub enum Side {
     Document,
 }
 
+/// Vectors of one text, each in a cache of its own, as one vector.
+struct Cache(Vec<VectorCache>);
+
+impl Cache {
+    fn contains(&self, key: &Key) -> bool {
+        self.0.iter().all(|part| part.contains(key))
+    }
+
+    fn get(&mut self, key: &Key) -> Result<Option<Vec<f32>>> {
+        let mut whole = Vec::new();
+        for part in &mut self.0 {
+            let Some(values) = part.get(key)? else { return Ok(None) };
+            whole.extend(values);
+        }
+        Ok(Some(whole))
+    }
+
+    /// Keeps the parts that are not there yet.
+    fn insert(&mut self, key: Key, whole: &[f32]) -> Result<()> {
+        let width = whole.len() / self.0.len();
+        for (part, values) in self.0.iter_mut().zip(whole.chunks(width)) {
+            if !part.contains(&key) {
+                part.insert(key, values)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        self.0.iter_mut().try_for_each(VectorCache::flush)
+    }
+}
+
 /// Makes latents, or remembers them.
 pub struct FeatureMaker<'a> {
     llm: &'a Reranker,
     config: EncoderConfig,
-    cache: Option<VectorCache>,
+    cache: Option<Cache>,
     hidden_size: usize,
 }
 
@@ -84,14 +127,13 @@ impl<'a> FeatureMaker<'a> {
     /// With a cache directory, latents are kept there under `digest` (of the LLM and its prompt).
     pub fn new(llm: &'a Reranker, config: EncoderConfig, cache: Option<(&Path, &str)>) -> Result<Self> {
         let hidden_size = llm.decoder.config().hidden_size;
-        let width = width(&config, hidden_size);
-        let cache = cache
-            .map(|(dir, digest)| {
-                let layers: Vec<String> = config.layers.iter().map(usize::to_string).collect();
-                let name = format!("latents-{}-{}", layers.join("."), residual_name(config.residual));
-                VectorCache::open(dir, &name, digest, width)
-            })
-            .transpose()?;
+        let mut names: Vec<String> = config.layers.iter().map(|layer| format!("latents-{layer}")).collect();
+        names.extend((config.residual == Residual::LastToken).then(|| "answers".to_owned()));
+        let open = |(dir, digest): (&Path, &str)| {
+            let parts = names.iter().map(|name| VectorCache::open(dir, name, digest, hidden_size));
+            Ok::<_, anyhow::Error>(Cache(parts.collect::<Result<_>>()?))
+        };
+        let cache = cache.map(open).transpose()?;
         Ok(Self { llm, config, cache, hidden_size })
     }
 
@@ -126,7 +168,6 @@ impl<'a> FeatureMaker<'a> {
 
     /// Latents of all `texts`, left in the cache, which must be there.
     pub fn store(&mut self, side: Side, texts: &[&str]) -> Result<StoredFeatures> {
-        let mut places = Vec::with_capacity(texts.len());
         let missing = texts.iter().filter(|text| !self.cached(side, text)).count();
         let bar = bar(missing, &format!("{} latents", side_name(side)));
         for chunk in texts.chunks(TEXTS_AT_ONCE) {
@@ -137,16 +178,20 @@ impl<'a> FeatureMaker<'a> {
             let mut missing: Vec<(Key, Encoded)> = missing.into_iter().collect();
             missing.sort_by_key(|(key, _)| *key);
             self.encode_missing(&missing, &mut HashMap::new(), &bar)?;
-            let cache = self.cache.as_ref().context("latents are stored without a cache")?;
-            for text in chunk {
-                let place = cache.place(&key(&[side_name(side), text]));
-                places.push(place.context("a latent vanished from the cache")?);
-            }
         }
         bar.finish_and_clear();
-        let reader = self.cache.as_ref().context("latents are stored without a cache")?.reader();
-        let dimensions = (self.config.layers.len() * self.hidden_size) as i64;
-        Ok(StoredFeatures { reader, places, dimensions, device: self.llm.device() })
+        let keys: Vec<Key> = texts.iter().map(|text| key(&[side_name(side), text])).collect();
+        let cache = self.cache.as_ref().context("latents are stored without a cache")?;
+        let stored = |part: &VectorCache| {
+            let places = keys.iter().map(|key| part.place(key).context("a latent vanished from the cache"));
+            Ok(StoredPart { reader: part.reader(), places: places.collect::<Result<_>>()? })
+        };
+        Ok(StoredFeatures {
+            parts: cache.0.iter().map(stored).collect::<Result<_>>()?,
+            layers: self.config.layers.len(),
+            texts: texts.len(),
+            device: self.llm.device(),
+        })
     }
 
     fn cached(&self, side: Side, text: &str) -> bool {
@@ -206,13 +251,6 @@ fn side_name(side: Side) -> &'static str {
     match side {
         Side::Query => "query",
         Side::Document => "document",
-    }
-}
-
-fn residual_name(residual: Residual) -> &'static str {
-    match residual {
-        Residual::LastToken => "last-token",
-        Residual::Pooled => "pooled",
     }
 }
 

@@ -85,16 +85,24 @@ pub fn run(args: &Args, device: &DeviceArgs) -> Result<()> {
     let variants = variants(args)?;
     std::fs::create_dir_all(&args.out).with_context(|| format!("cannot create {}", args.out.display()))?;
     let cache = args.out.join("cache");
+    let mut missing = Vec::new();
     for (name, flags) in &variants {
         for seed in 0..args.seeds {
             let out = student_dir(&args.out, name, seed);
             if !out.exists() {
-                eprintln!("== {name}, seed {seed}");
-                let distill = distill_args(args, flags, &out, &cache, seed)
-                    .with_context(|| format!("variant `{name}`"))?;
-                distill::run(&distill, device)?;
+                let distill = distill_args(args, flags, &out, &cache, seed);
+                missing.push((
+                    format!("{name}, seed {seed}"),
+                    distill.with_context(|| format!("variant `{name}`"))?,
+                ));
             }
         }
+    }
+    let (names, runs): (Vec<String>, Vec<distill::Args>) = missing.into_iter().unzip();
+    distill::encode_for_all(&runs, device)?;
+    for (name, run) in names.iter().zip(&runs) {
+        eprintln!("== {name}");
+        distill::run(run, device)?;
     }
     let mut judge = Judge::new(args, device, &cache)?;
     let mut rows = Vec::new();
@@ -185,8 +193,7 @@ impl<'a> Judge<'a> {
         let splits = Splits { train: "train", dev: &args.dev_split, documents: TrainDocuments::Judged };
         let sets = DataSets::open(&args.data, &splits)?;
         let teacher = Reranker::open(&args.teacher, &device.open(None)?)?;
-        let digest = checkpoint::digest(&args.teacher)?;
-        let digest = models::files::sha256_parts([digest.as_bytes(), device.compute().name().as_bytes()]);
+        let digest = distill::cache_digest(&checkpoint::digest(&args.teacher)?, device);
         let mut scores = VectorCache::open(cache, "agreement", &digest, 1)?;
         let config =
             PoolConfig { queries: args.agreement_queries, documents: args.agreement_documents, seed: 0 };

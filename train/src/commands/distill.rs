@@ -21,7 +21,7 @@ use models::torch::spectral::Moments;
 use models::torch::{EncoderConfig, Predictor, Reranker};
 use models::weights::DType;
 use serde_json::json;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
 /// Queries and documents whose numbers travel with the student, for `export` to compare with.
@@ -148,6 +148,12 @@ enum ResidualArg {
     LastToken,
     /// Learned map of the query's latent
     Pooled,
+}
+
+impl Args {
+    fn cache_dir(&self) -> PathBuf {
+        self.cache.clone().unwrap_or_else(|| self.run.cache_beside())
+    }
 }
 
 /// Distils, then writes the student.
@@ -301,9 +307,8 @@ fn prepare<'a>(
     student: &StudentConfig,
     teacher_digest: &str,
 ) -> Result<(Vec<StudentSet<'a>>, Predictor, Targets)> {
-    let cache_dir = args.cache.clone().unwrap_or_else(|| args.run.cache_beside());
-    // bf16 and f32 give other numbers: they do not share a cache.
-    let digest = models::files::sha256_parts([teacher_digest.as_bytes(), device.compute().name().as_bytes()]);
+    let cache_dir = args.cache_dir();
+    let digest = cache_digest(teacher_digest, device);
     let encoder = EncoderConfig { layers: student.latents.layers.clone(), residual: student.residual };
     let mut maker = FeatureMaker::new(teacher, encoder, Some((&cache_dir, &digest)))?;
     let latents = sets.sets.iter().map(|set| latents_of(&mut maker, set)).collect::<Result<Vec<_>>>()?;
@@ -322,6 +327,29 @@ fn prepare<'a>(
     let targets = VectorCache::open(&cache_dir, "targets", &digest, hidden_size + 1)?;
     let targets = Targets::new(targets, latents.len());
     Ok((latents, predictor, targets))
+}
+
+/// bf16 and f32 give other numbers: they do not share a cache.
+pub fn cache_digest(teacher_digest: &str, device: &DeviceArgs) -> String {
+    models::files::sha256_parts([teacher_digest.as_bytes(), device.compute().name().as_bytes()])
+}
+
+/// Leaves all that runs of one teacher and data will ask of the LLM's layers in their common cache: read one after the
+/// other, students of other layers would each run the LLM over every text.
+pub fn encode_for_all(runs: &[Args], device: &DeviceArgs) -> Result<()> {
+    let Some(first) = runs.first() else { return Ok(()) };
+    let teacher = Reranker::open(&first.teacher, &device.open(None)?)?;
+    let mut layers = BTreeSet::new();
+    for run in runs {
+        layers.extend(describe(run, &teacher)?.latents.layers);
+    }
+    let digest = cache_digest(&checkpoint::digest(&first.teacher)?, device);
+    let encoder = EncoderConfig { layers: layers.into_iter().collect(), residual: Residual::Pooled };
+    let mut maker = FeatureMaker::new(&teacher, encoder, Some((&first.cache_dir(), &digest)))?;
+    for set in &first.run.open_data()?.sets {
+        latents_of(&mut maker, set)?;
+    }
+    Ok(())
 }
 
 fn latents_of<'a>(maker: &mut FeatureMaker, set: &'a DataSet) -> Result<StudentSet<'a>> {

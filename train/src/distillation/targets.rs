@@ -46,11 +46,12 @@ impl Targets {
         config: &DistillConfig,
         round: usize,
     ) -> Result<()> {
-        let total: usize = sets.iter().map(|set| set.set.train.queries.len()).sum();
+        let total: f64 = sets.iter().map(|set| set.set.share()).sum();
         for (index, set) in sets.iter().enumerate() {
             let all = set.set.train.queries.len();
-            // Each set gets its share of the budget.
-            let n = (config.target_queries * all).div_ceil(total.max(1)).min(all);
+            // Each set gets the share of the budget that it has of the steps.
+            let n = (config.target_queries as f64 * set.set.share() / total).ceil() as usize;
+            let n = n.min(all);
             let mut order: Vec<usize> = (0..all).collect();
             order.shuffle(&mut rng(config.target_seed, "target queries", index as u64));
             let chosen = &order[n * round / config.rounds..n * (round + 1) / config.rounds];
