@@ -22,6 +22,7 @@ use tch::{Device, Kind, Tensor};
 use tempfile::TempDir;
 use tests::model::{KINDS, Normal, student_config, write_model, write_predictor, write_student};
 use tests::{Tolerance, assert_close, cosine};
+use train::features::{FeatureMaker, Side};
 use train::golden;
 use train::scoring::{Texts, rows_of, score_pairs};
 
@@ -652,4 +653,32 @@ fn documents_of_training_and_later_ones_vary_alike() {
     predictor.equalise_documents(&predictor.query.apply(&queries), &predictor.document.apply(&known));
     let after = apart(&deviations(&predictor));
     assert!(before > 1.1 && after < 1.02, "largest over smallest deviation {before} before, {after} after");
+}
+
+/// A second student of the same LLM must not run it again, whatever order its layers are in, nor read another layer's mean.
+#[test]
+fn latents_of_one_layer_serve_all_students() {
+    let (dir, other, cache) = (TempDir::new().unwrap(), TempDir::new().unwrap(), TempDir::new().unwrap());
+    write_model(dir.path(), 1);
+    write_model(other.path(), 2);
+    let (llm, other) = (open_llm(dir.path()), open_llm(other.path()));
+    let read = |llm: &Reranker, layers: &[usize], cache: Option<(&Path, &str)>| {
+        let config = EncoderConfig { layers: layers.to_vec(), residual: Residual::Pooled };
+        let mut maker = FeatureMaker::new(llm, config, cache).unwrap();
+        match cache {
+            None => maker.make(Side::Query, &QUERIES).unwrap().latent,
+            Some(_) => maker.store(Side::Query, &QUERIES).unwrap().gather(&[0, 1, 2, 3]).unwrap().latent,
+        }
+    };
+    let same = |found: &Tensor, expected: &Tensor| {
+        assert_eq!(found.size(), expected.size());
+        assert!((found - expected).abs().max().double_value(&[]) < 1e-6);
+    };
+    let kept = Some((cache.path(), "0123456789abcdef"));
+    same(&read(&llm, &[1, 2], kept), &read(&llm, &[1, 2], None));
+    // Another model under the same digest: what it gives was not computed but kept.
+    same(&read(&other, &[2, 1], kept), &read(&llm, &[2, 1], None));
+    // A layer that is missing is added; the others stay as they are.
+    let expected = Tensor::cat(&[read(&llm, &[2], None), read(&other, &[0], None)], 1);
+    same(&read(&other, &[2, 0], kept), &expected);
 }
