@@ -3,7 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
-use export::bundle::{Options, export};
+use export::bundle::{KeepLayers, Options, export};
 use export::reranker::RerankerOptions;
 use models::fold::Folded;
 use models::manifest::{Batching, GraphKind, Precision};
@@ -493,6 +493,7 @@ impl Student {
             graph,
             allow_degraded: false,
             calibration,
+            keep: KeepLayers::Search,
             ranking,
             session,
         };

@@ -1,15 +1,15 @@
 //! From a student directory to a bundle directory: checks first, then graphs and copies into a staged directory, then
 //! the proof, and only then the name the user asked for. Whatever fails, nothing is left behind.
 
-use crate::calibrate;
+use crate::calibrate::{self, Calibration};
 use crate::card;
 use crate::encoder::encoder;
 use crate::error::ExportError;
-use crate::gptq::Curvature;
 use crate::graph::Graph;
+use crate::keep::{Kept, Search};
 use crate::predictor::predictor;
 use crate::prefix::{PrefixStates, prefix_states};
-use crate::ranking::{self, RankingData, RankingProof};
+use crate::ranking::{Judged, RankingData, RankingProof};
 use crate::source::Source;
 use crate::verify::{self, Reference};
 use models::config::DecoderConfig;
@@ -20,9 +20,10 @@ use models::prompt::{self, Prompter};
 use models::student::{self, StudentConfig};
 use models::weights::DType;
 use runtime::session::SessionOptions;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::time::Instant;
 
 /// Tokenizer of students and bundles.
@@ -43,10 +44,22 @@ pub struct Options {
     pub allow_degraded: bool,
     /// Data set whose texts decide how weights are rounded.
     pub calibration: Option<PathBuf>,
+    /// Layers that get more bits.
+    pub keep: KeepLayers,
     /// Judged queries on which the ranking is held to that of the fp32 bundle.
     pub ranking: Option<RankingData>,
     /// How the proof runs the graphs.
     pub session: SessionOptions,
+}
+
+/// Which layers get more bits than the precision has ([`Precision::more`]).
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum KeepLayers {
+    /// With a calibration as few as hold the ranking, otherwise none.
+    #[default]
+    Search,
+    /// These, counted from 0.
+    These(BTreeSet<usize>),
 }
 
 /// A student that passed all checks which need no weights.
@@ -106,6 +119,7 @@ impl Student {
             encoder: EncoderInfo {
                 precision,
                 graph,
+                kept_layers: Vec::new(),
                 prefixes: self.prefixes.clone(),
                 batching: match (graph, precision) {
                     // GroupQueryAttention continues a past for one row only (ONNX Runtime 1.32).
@@ -157,6 +171,10 @@ pub fn export(options: &Options, say: &mut dyn FnMut(&str)) -> Result<Manifest, 
     if options.calibration.is_some() && !matches!(options.precision, Precision::Int8 | Precision::Int4) {
         return Err(ExportError::NothingToCalibrate { precision: options.precision });
     }
+    let keeps = matches!(&options.keep, KeepLayers::These(layers) if !layers.is_empty());
+    if keeps && options.precision.more() == options.precision {
+        return Err(ExportError::NothingToKeep { precision: options.precision });
+    }
     let student = Student::open(&options.student)?;
     let head_dim = student.config.head_dim;
     if options.graph == GraphKind::Fused && !head_dim.is_multiple_of(16) {
@@ -166,22 +184,16 @@ pub fn export(options: &Options, say: &mut dyn FnMut(&str)) -> Result<Manifest, 
     let staged = StagedDir::new(&options.out)?;
     let dir = staged.path();
 
-    write_encoder(&student, options, dir, say)?;
-    write_predictor(&student, options.precision, dir, say)?;
-    for name in [prompt::FILE_NAME, TOKENIZER_FILE] {
-        let from = student.dir.join(name);
-        fs::copy(&from, dir.join(name)).map_err(FileError::io(&from))?;
-    }
-    let mut manifest = student.manifest(options.precision, options.graph);
-    manifest.digests = digests(dir)?;
-    manifest.document_digest = manifest.expected_document_digest();
-    files::write_json(&dir.join(manifest::FILE_NAME), &manifest)?;
+    let fp32 = Fp32Bundle::beside(options);
+    let writer = Writer::new(&student, options, dir, say)?;
+    let kept = writer.kept_layers(&fp32, say)?;
+    let mut manifest = writer.write(dir, &kept, say)?;
 
     let mut proof = verify::verify(dir, &reference, &options.session)?;
     say(&proof.to_string());
     let mut rankings = Vec::new();
     if let Some(data) = &options.ranking {
-        let ranking = rank_as_fp32(options, data, dir)?;
+        let ranking = rank_as_fp32(options, data, dir, &fp32)?;
         say(&ranking.to_string());
         proof.failed.extend(ranking.failed.iter().cloned());
         rankings.push(ranking.to_json());
@@ -205,60 +217,185 @@ pub fn export(options: &Options, say: &mut dyn FnMut(&str)) -> Result<Manifest, 
     Ok(manifest)
 }
 
-/// Compares with an fp32 bundle of the same student, which is written beside the output and removed again.
-fn rank_as_fp32(options: &Options, data: &RankingData, dir: &Path) -> Result<RankingProof, ExportError> {
-    if options.precision == Precision::Fp32 {
-        return ranking::compare(dir, dir, data, &options.session);
-    }
-    let name = options.out.file_name().unwrap_or_default().to_string_lossy();
-    let out = options.out.with_file_name(format!(".{name}.fp32-{}", std::process::id()));
-    let reference = Options {
-        precision: Precision::Fp32,
-        calibration: None,
-        ranking: None,
-        out: out.clone(),
-        ..options.clone()
-    };
-    let found =
-        export(&reference, &mut |_| {}).and_then(|_| ranking::compare(&out, dir, data, &options.session));
-    if out.exists() {
-        fs::remove_dir_all(&out).map_err(FileError::io(&out))?;
-    }
-    found
+/// An fp32 bundle of the same student beside the output, written when it is first asked for and removed in the end.
+struct Fp32Bundle<'a> {
+    options: &'a Options,
+    dir: PathBuf,
 }
 
-fn write_encoder(
-    student: &Student,
+impl<'a> Fp32Bundle<'a> {
+    fn beside(options: &'a Options) -> Self {
+        let name = options.out.file_name().unwrap_or_default().to_string_lossy();
+        let dir = options.out.with_file_name(format!(".{name}.fp32-{}", std::process::id()));
+        Self { options, dir }
+    }
+
+    fn get(&self) -> Result<&Path, ExportError> {
+        if !self.dir.exists() {
+            let options = Options {
+                precision: Precision::Fp32,
+                calibration: None,
+                keep: KeepLayers::Search,
+                ranking: None,
+                out: self.dir.clone(),
+                ..self.options.clone()
+            };
+            export(&options, &mut |_| {})?;
+        }
+        Ok(&self.dir)
+    }
+}
+
+impl Drop for Fp32Bundle<'_> {
+    fn drop(&mut self) {
+        // Where it was never written there is nothing to remove, and nothing else can be done about one that stays.
+        let _ = fs::remove_dir_all(&self.dir);
+    }
+}
+
+fn rank_as_fp32(
     options: &Options,
+    data: &RankingData,
     dir: &Path,
-    say: &mut dyn FnMut(&str),
-) -> Result<(), ExportError> {
-    let start = Instant::now();
-    let config = &student.config;
-    let mut source = Source::open_llm(&student.dir, config, options.precision, options.graph)?;
-    let layers = student.student.encoder_layers(config.num_hidden_layers);
-    let prefix = match student.prefixes.is_empty() {
-        true => None,
-        false => Some(prefix_states(&mut source, config, layers, &student.prefixes)?),
+    fp32: &Fp32Bundle,
+) -> Result<RankingProof, ExportError> {
+    let judged = Judged::open(data)?;
+    let after = judged.scores(dir, &options.session)?;
+    let before = match options.precision {
+        Precision::Fp32 => after.clone(),
+        _ => judged.scores(fp32.get()?, &options.session)?,
     };
-    if let Some(data) = &options.calibration {
-        source.curvatures = calibrate(student, data, prefix.as_ref(), dir, &options.session)?;
-        say(&format!("calibrated on {}, {:.1} s", data.display(), start.elapsed().as_secs_f64()));
+    Ok(judged.compare(&before, &after, options.precision))
+}
+
+/// Writes bundles of one student that differ in the layers which keep more bits.
+struct Writer<'a> {
+    student: &'a Student,
+    options: &'a Options,
+    prefix: Option<PrefixStates>,
+    calibration: Option<Rc<Calibration>>,
+}
+
+impl<'a> Writer<'a> {
+    /// Runs the prompt and, where asked for, the calibration, which needs some room in `dir` meanwhile.
+    fn new(
+        student: &'a Student,
+        options: &'a Options,
+        dir: &Path,
+        say: &mut dyn FnMut(&str),
+    ) -> Result<Self, ExportError> {
+        let start = Instant::now();
+        let config = &student.config;
+        let layers = student.student.encoder_layers(config.num_hidden_layers);
+        let prefix = match student.prefixes.is_empty() {
+            true => None,
+            false => {
+                let mut source = Source::open_llm(&student.dir, config, Precision::Fp32, options.graph)?;
+                Some(prefix_states(&mut source, config, layers, &student.prefixes)?)
+            }
+        };
+        let mut calibration = None;
+        if let Some(data) = &options.calibration {
+            let made = calibrate(student, data, prefix.as_ref(), dir, &options.session)?;
+            say(&format!("calibrated on {}, {:.1} s", data.display(), start.elapsed().as_secs_f64()));
+            calibration = Some(Rc::new(made));
+        }
+        Ok(Self { student, options, prefix, calibration })
     }
-    let data = dir.join(manifest::ENCODER_DATA_FILE);
-    let mut graph = Graph::with_external_data("encoder", &data)?;
-    encoder(&mut graph, &mut source, config, &student.student, student.max_tokens, prefix.as_ref())?;
-    let nodes = graph.len();
-    let file = dir.join(manifest::ENCODER_FILE);
-    graph.finish(&file)?;
-    let megabytes = megabytes(&file)? + megabytes(&data)?;
-    let depth = config.num_hidden_layers;
-    let seconds = start.elapsed().as_secs_f64();
-    say(&format!("encoder    {layers} of {depth} layers, {nodes} nodes, {megabytes:.1} MB, {seconds:.1} s"));
-    if !source.errors.is_empty() {
-        say(&format!("weights in few bits, error relative to the matrix:\n{}", source.errors));
+
+    /// The layers asked for, or those that the calibration's data set shows to need more bits.
+    fn kept_layers(
+        &self,
+        fp32: &Fp32Bundle,
+        say: &mut dyn FnMut(&str),
+    ) -> Result<BTreeSet<usize>, ExportError> {
+        let options = self.options;
+        let depth = self.student.student.encoder_layers(self.student.config.num_hidden_layers);
+        let data = match (&options.keep, &options.calibration) {
+            (KeepLayers::These(layers), _) => {
+                return match layers.last().filter(|layer| **layer >= depth) {
+                    Some(&layer) => Err(ExportError::KeptLayer { layer, depth }),
+                    None => Ok(layers.clone()),
+                };
+            }
+            (KeepLayers::Search, None) => return Ok(BTreeSet::new()),
+            (KeepLayers::Search, Some(data)) => data,
+        };
+        let start = Instant::now();
+        let precision = options.precision;
+        let staged = StagedDir::new(&fp32.dir.with_extension("search"))?;
+        let search = Search { data, fp32: fp32.get()?, layers: depth, precision, session: &options.session };
+        let Kept { layers, proof } = search.run(|kept| {
+            self.write(staged.path(), kept, &mut |_| {})?;
+            Ok(staged.path())
+        })?;
+        let seconds = start.elapsed().as_secs_f64();
+        let (few, more) = (precision.name(), precision.more().name());
+        say(&match (layers.is_empty(), proof.failed.is_empty()) {
+            (true, true) => format!("layers     all hold in {few}, {seconds:.1} s\n{proof}"),
+            (true, false) => {
+                format!(
+                    "layers     not even all of them in {more} hold the ranking: all in {few}, {seconds:.1} s\n{proof}"
+                )
+            }
+            (false, _) => format!("layers     {layers:?} in {more}, {seconds:.1} s\n{proof}"),
+        });
+        Ok(layers)
     }
-    Ok(())
+
+    /// Writes everything but the proof; files of an earlier call are replaced.
+    fn write(
+        &self,
+        dir: &Path,
+        kept: &BTreeSet<usize>,
+        say: &mut dyn FnMut(&str),
+    ) -> Result<Manifest, ExportError> {
+        let (student, options) = (self.student, self.options);
+        self.write_encoder(dir, kept, say)?;
+        write_predictor(student, options.precision, dir, say)?;
+        for name in [prompt::FILE_NAME, TOKENIZER_FILE] {
+            let from = student.dir.join(name);
+            fs::copy(&from, dir.join(name)).map_err(FileError::io(&from))?;
+        }
+        let mut manifest = student.manifest(options.precision, options.graph);
+        manifest.encoder.kept_layers = kept.iter().copied().collect();
+        manifest.digests = digests(dir)?;
+        manifest.digests.remove(manifest::FILE_NAME);
+        manifest.document_digest = manifest.expected_document_digest();
+        files::write_json(&dir.join(manifest::FILE_NAME), &manifest)?;
+        Ok(manifest)
+    }
+
+    fn write_encoder(
+        &self,
+        dir: &Path,
+        kept: &BTreeSet<usize>,
+        say: &mut dyn FnMut(&str),
+    ) -> Result<(), ExportError> {
+        let start = Instant::now();
+        let (student, options) = (self.student, self.options);
+        let config = &student.config;
+        let mut source = Source::open_llm(&student.dir, config, options.precision, options.graph)?;
+        source.calibration = self.calibration.clone();
+        source.kept.clone_from(kept);
+        let layers = student.student.encoder_layers(config.num_hidden_layers);
+        let data = dir.join(manifest::ENCODER_DATA_FILE);
+        let mut graph = Graph::with_external_data("encoder", &data)?;
+        encoder(&mut graph, &mut source, config, &student.student, student.max_tokens, self.prefix.as_ref())?;
+        let nodes = graph.len();
+        let file = dir.join(manifest::ENCODER_FILE);
+        graph.finish(&file)?;
+        let megabytes = megabytes(&file)? + megabytes(&data)?;
+        let depth = config.num_hidden_layers;
+        let seconds = start.elapsed().as_secs_f64();
+        say(&format!(
+            "encoder    {layers} of {depth} layers, {nodes} nodes, {megabytes:.1} MB, {seconds:.1} s"
+        ));
+        if !source.errors.is_empty() {
+            say(&format!("weights in few bits, error relative to the matrix:\n{}", source.errors));
+        }
+        Ok(())
+    }
 }
 
 /// Has the fp32 graph tell what its maps read. It lies in the staged directory while it is needed.
@@ -268,7 +405,7 @@ fn calibrate(
     prefix: Option<&PrefixStates>,
     dir: &Path,
     session: &SessionOptions,
-) -> Result<HashMap<String, Curvature>, ExportError> {
+) -> Result<Calibration, ExportError> {
     let config = &student.config;
     let mut source = Source::open_llm(&student.dir, config, Precision::Fp32, GraphKind::Fused)?;
     source.observed = Some(Vec::new());
@@ -283,7 +420,7 @@ fn calibrate(
     for file in [file, weights] {
         fs::remove_file(&file).map_err(FileError::io(&file))?;
     }
-    found
+    Ok(Calibration::new(found?))
 }
 
 fn write_predictor(

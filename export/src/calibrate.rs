@@ -3,6 +3,8 @@
 
 use crate::error::ExportError;
 use crate::gptq::Curvature;
+use crate::quantise::{self, Blocks, Quantised};
+use crate::source::Matrix;
 use models::beir::{BeirData, Document, Query};
 use models::manifest::Manifest;
 use models::prompt::{Encoded, Prompter};
@@ -11,13 +13,51 @@ use ndarray::{Array2, ArrayView2, linalg::general_mat_mul};
 use rayon::prelude::*;
 use runtime::encoder::{Inputs, Row, ports};
 use runtime::session::{Element, Port, Session, SessionOptions};
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::path::Path;
+use std::rc::Rc;
 
 /// Queries and documents that are looked at, of each.
 const TEXTS: usize = 128;
 /// Tokens that are gathered before they are multiplied: a product of few is bound by memory.
 const TOKENS_AT_ONCE: usize = 512;
+
+/// What maps read, and their weights rounded by it, each once: the same weights go into several graphs while layers that need more
+/// bits are searched for.
+pub struct Calibration {
+    /// By key of the input.
+    curvatures: HashMap<String, Curvature>,
+    int8: RefCell<HashMap<String, Rc<Quantised>>>,
+    int4: RefCell<HashMap<String, Rc<Blocks>>>,
+}
+
+impl Calibration {
+    /// Of these inputs of maps, by their keys.
+    pub fn new(curvatures: HashMap<String, Curvature>) -> Self {
+        Self { curvatures, int8: RefCell::default(), int4: RefCell::default() }
+    }
+
+    /// The matrix `name`, which reads `input`, in 8 bits.
+    pub fn int8(&self, name: &str, input: &str, matrix: &Matrix) -> Rc<Quantised> {
+        once(&self.int8, name, || match self.curvatures.get(input) {
+            Some(curvature) => quantise::per_row_along(matrix, quantise::SEVEN_BITS, curvature),
+            None => quantise::per_row(matrix, quantise::SEVEN_BITS),
+        })
+    }
+
+    /// The matrix `name`, which reads `input`, in 4 bits.
+    pub fn int4(&self, name: &str, input: &str, matrix: &Matrix) -> Rc<Blocks> {
+        once(&self.int4, name, || match self.curvatures.get(input) {
+            Some(curvature) => quantise::in_blocks_along(matrix, curvature),
+            None => quantise::in_blocks(matrix),
+        })
+    }
+}
+
+fn once<T>(made: &RefCell<HashMap<String, Rc<T>>>, name: &str, make: impl FnOnce() -> T) -> Rc<T> {
+    Rc::clone(made.borrow_mut().entry(name.to_owned()).or_insert_with(|| Rc::new(make())))
+}
 
 /// Passes of a data set: training queries (all, where it has no training split) and documents, spread over it evenly.
 pub fn passes(data: &Path, prompter: &Prompter, residual: Residual) -> Result<Vec<Encoded>, ExportError> {

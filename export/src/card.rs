@@ -29,6 +29,10 @@ pub fn card(manifest: &Manifest, megabytes: f64) -> String {
     line("---", "---".into());
     line("made by", manifest.created_by.clone());
     line("encoder", format!("{} layers of the LLM, {precision}, {graph}, {batching}", encoder.layers));
+    if !encoder.kept_layers.is_empty() {
+        let more = encoder.precision.more().name();
+        line("layers in more bits", format!("{:?} in {more}, to hold the ranking", encoder.kept_layers));
+    }
     line("latent", format!("layers {:?}, {} numbers", predictor.latents.layers, encoder.dimensions));
     line("predictor", format!("{:?}, {} numbers per document", predictor.form, predictor.inner_dimensions));
     line("longest pass", format!("{} tokens, prompt included", encoder.max_tokens));

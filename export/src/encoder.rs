@@ -103,6 +103,7 @@ pub fn layer(
     stream: &mut Stream,
 ) -> Result<[Value; 2], ExportError> {
     let eps = config.rms_norm_eps;
+    source.begin_layer(index);
     let scope = model.child(&format!("layers.{index}"));
     let normed = stream.normed(g, &scope.child("input_layernorm"), source, eps)?;
     let (attended, present) =

@@ -46,6 +46,20 @@ pub enum ExportError {
         /// The precision.
         precision: Precision,
     },
+    /// No layer can have more bits.
+    #[error("{precision:?} weights have all their bits: --keep-layers is for --precision int8 and int4")]
+    NothingToKeep {
+        /// The precision.
+        precision: Precision,
+    },
+    /// A layer that the encoder has not.
+    #[error("--keep-layers {layer}: this student's encoder has layers 0 to {}", depth.saturating_sub(1))]
+    KeptLayer {
+        /// The layer.
+        layer: usize,
+        /// Number of layers.
+        depth: usize,
+    },
     /// A reranker in half precision.
     #[error("a reranker is not written in fp16; take --precision fp32, int8 or int4")]
     RerankerPrecision,

@@ -11,6 +11,7 @@ pub mod encoder;
 pub mod error;
 pub mod gptq;
 pub mod graph;
+pub mod keep;
 pub mod layers;
 pub mod onnx;
 pub mod predictor;

@@ -2,11 +2,12 @@
 
 use anyhow::Context;
 use clap::{Parser, ValueEnum};
-use export::bundle::{self, Options};
+use export::bundle::{self, KeepLayers, Options};
 use export::ranking::RankingData;
 use export::reranker::{self, RerankerOptions};
 use models::manifest::{GraphKind, Precision};
 use runtime::session::SessionOptions;
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -32,9 +33,14 @@ struct Args {
     /// Operators of the encoder
     #[arg(long, value_enum, default_value_t = GraphArg::Fused)]
     graph: GraphArg,
-    /// Data set in BEIR layout whose texts decide how int8 and int4 weights are rounded (GPTQ; a minute)
+    /// Data set in BEIR layout whose texts decide how int8 and int4 weights are rounded (GPTQ), and whose dev queries decide
+    /// which layers get more bits (minutes)
     #[arg(long, value_name = "DIR")]
     calibrate: Option<PathBuf>,
+    /// Layers that get more bits (int8: fp32, int4: int8), counted from 0, or `none` [default: with --calibrate as few as
+    /// hold the ranking]
+    #[arg(long, value_name = "LAYERS", conflicts_with = "reranker", value_parser = keep_layers)]
+    keep_layers: Option<KeepLayers>,
     /// Data set in BEIR layout on which the ranking is held to that of the fp32 bundle
     #[arg(long, value_name = "DIR")]
     verify: Option<PathBuf>,
@@ -70,6 +76,17 @@ enum GraphArg {
     Fused,
     /// The ONNX standard's operators only: for other engines, and for batches
     Portable,
+}
+
+fn keep_layers(text: &str) -> Result<KeepLayers, String> {
+    if text == "none" {
+        return Ok(KeepLayers::These(BTreeSet::new()));
+    }
+    let layers = text.split(',').map(|layer| layer.trim().parse::<usize>());
+    let layers = layers.collect::<Result<_, _>>();
+    layers
+        .map(KeepLayers::These)
+        .map_err(|_| "expected layer numbers with commas between them, or `none`".into())
 }
 
 fn main() -> ExitCode {
@@ -111,6 +128,7 @@ fn run(args: Args) -> anyhow::Result<()> {
             graph,
             allow_degraded,
             calibration: args.calibrate,
+            keep: args.keep_layers.unwrap_or_default(),
             ranking: args.verify.map(data),
             session,
         };

@@ -8,6 +8,7 @@ use runtime::bundle::Bundle;
 use runtime::encoder::Encoder;
 use runtime::session::SessionOptions;
 use serde_json::json;
+use std::collections::BTreeSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -39,75 +40,99 @@ pub struct RankingProof {
     pub failed: Vec<String>,
 }
 
-/// Ranks all documents for the split's queries by both bundles.
-pub fn compare(
-    reference: &Path,
-    bundle: &Path,
-    data: &RankingData,
-    options: &SessionOptions,
-) -> Result<RankingProof, ExportError> {
-    let beir = BeirData::open(&data.dir)?;
-    let mut qrels = beir.qrels(&data.split)?;
-    if data.queries > 0 {
-        qrels = qrels.into_iter().take(data.queries).collect();
-    }
-    let [(before, _), (after, precision)] =
-        [scores(reference, &beir, &qrels, options)?, scores(bundle, &beir, &qrels, options)?];
-    let name = data.dir.file_name().unwrap_or(data.dir.as_os_str()).to_string_lossy();
-    let mut proof = RankingProof {
-        data: format!("{name}, {}", data.split),
-        queries: qrels.len(),
-        documents: beir.documents.len(),
-        top1: 0.0,
-        rank_correlation: 0.0,
-        ndcg: [0.0; 2],
-        recall: [0.0; 2],
-        failed: Vec::new(),
-    };
-    let n = qrels.len().max(1) as f64;
-    for (judgements, (before, after)) in qrels.values().zip(before.iter().zip(&after)) {
-        let orders = [before, after].map(|scores| {
-            let ids = beir.documents.iter().map(|document| document.id.clone());
-            let mut ranked: Vec<(String, f32)> = ids.zip(scores.iter().copied()).collect();
-            rank(&mut ranked);
-            ranked
-        });
-        let first = |order: &[(String, f32)]| order.first().map(|(id, _)| id.clone());
-        proof.top1 += f64::from(u8::from(first(&orders[0]) == first(&orders[1]))) / n;
-        proof.rank_correlation += spearman(before, after) / n;
-        for (side, order) in orders.iter().enumerate() {
-            let ids: Vec<&str> = order.iter().map(|(id, _)| id.as_str()).collect();
-            proof.ndcg[side] += ndcg_at_k(&ids, judgements, 10).unwrap_or(0.0) / n;
-            proof.recall[side] += recall_at_k(&ids, judgements, 1).unwrap_or(0.0) / n;
-        }
-    }
-    proof.check(precision);
-    Ok(proof)
+/// What is ranked, and by which queries.
+pub struct Judged {
+    /// Folder's name and split.
+    name: String,
+    beir: BeirData,
+    qrels: Qrels,
+    /// Places of the documents that are ranked.
+    documents: Vec<usize>,
 }
 
-/// Scores of every document for every query, and the bundle's precision.
-fn scores(
-    dir: &Path,
-    beir: &BeirData,
-    qrels: &Qrels,
-    options: &SessionOptions,
-) -> Result<(Vec<Vec<f32>>, Precision), ExportError> {
-    let runs = |error: &dyn std::error::Error| ExportError::Runtime(error.to_string());
-    let bundle = Arc::new(Bundle::open(dir).map_err(|e| runs(&e))?);
-    let encoder = Encoder::open(Arc::clone(&bundle), options).map_err(|e| runs(&e))?;
-    let contents: Vec<String> = beir.documents.iter().map(models::beir::Document::contents).collect();
-    let texts: Vec<&str> = contents.iter().map(String::as_str).collect();
-    let mut documents = Vec::with_capacity(texts.len());
-    for embedding in encoder.documents(&texts).map_err(|e| runs(&e))? {
-        documents.push(bundle.folded.document(&embedding.latent));
+/// Scores of the documents for each query, in their orders.
+pub type Scores = Vec<Vec<f32>>;
+
+impl Judged {
+    /// All documents and the queries asked for.
+    pub fn open(data: &RankingData) -> Result<Self, ExportError> {
+        let beir = BeirData::open(&data.dir)?;
+        let mut qrels = beir.qrels(&data.split)?;
+        if data.queries > 0 {
+            qrels = qrels.into_iter().take(data.queries).collect();
+        }
+        let name = data.dir.file_name().unwrap_or(data.dir.as_os_str()).to_string_lossy();
+        let documents = (0..beir.documents.len()).collect();
+        Ok(Self { name: format!("{name}, {}", data.split), beir, qrels, documents })
     }
-    let mut all = Vec::with_capacity(qrels.len());
-    for id in qrels.keys() {
-        let query = &beir.queries[beir.query_index[id]];
-        let query = encoder.fold_query(&encoder.query(&query.text).map_err(|e| runs(&e))?);
-        all.push(documents.iter().map(|document| query.score(document)).collect());
+
+    /// At most so many queries, and documents beside their relevant ones, spread over the data.
+    pub fn some(mut self, queries: usize, documents: usize) -> Self {
+        let all: Vec<_> = self.qrels.into_iter().collect();
+        let step = all.len().div_ceil(queries).max(1);
+        self.qrels = all.into_iter().step_by(step).collect();
+        let relevant = self.qrels.values().flat_map(|judgements| judgements.keys());
+        let mut chosen: BTreeSet<usize> =
+            relevant.filter_map(|id| self.beir.document_index.get(id).copied()).collect();
+        let step = self.documents.len().div_ceil(documents).max(1);
+        chosen.extend(self.documents.iter().step_by(step));
+        self.documents = chosen.into_iter().collect();
+        self
     }
-    Ok((all, bundle.manifest.encoder.precision))
+
+    /// How a bundle scores.
+    pub fn scores(&self, dir: &Path, options: &SessionOptions) -> Result<Scores, ExportError> {
+        let runs = |error: &dyn std::error::Error| ExportError::Runtime(error.to_string());
+        let bundle = Arc::new(Bundle::open(dir).map_err(|e| runs(&e))?);
+        let encoder = Encoder::open(Arc::clone(&bundle), options).map_err(|e| runs(&e))?;
+        let contents: Vec<String> =
+            self.documents.iter().map(|place| self.beir.documents[*place].contents()).collect();
+        let texts: Vec<&str> = contents.iter().map(String::as_str).collect();
+        let mut documents = Vec::with_capacity(texts.len());
+        for embedding in encoder.documents(&texts).map_err(|e| runs(&e))? {
+            documents.push(bundle.folded.document(&embedding.latent));
+        }
+        let mut all = Vec::with_capacity(self.qrels.len());
+        for id in self.qrels.keys() {
+            let query = &self.beir.queries[self.beir.query_index[id]];
+            let query = encoder.fold_query(&encoder.query(&query.text).map_err(|e| runs(&e))?);
+            all.push(documents.iter().map(|document| query.score(document)).collect());
+        }
+        Ok(all)
+    }
+
+    /// The ranking by `after`, from a bundle of this precision, held to that by `before`.
+    pub fn compare(&self, before: &Scores, after: &Scores, precision: Precision) -> RankingProof {
+        let mut proof = RankingProof {
+            data: self.name.clone(),
+            queries: self.qrels.len(),
+            documents: self.documents.len(),
+            top1: 0.0,
+            rank_correlation: 0.0,
+            ndcg: [0.0; 2],
+            recall: [0.0; 2],
+            failed: Vec::new(),
+        };
+        let n = self.qrels.len().max(1) as f64;
+        for (judgements, (before, after)) in self.qrels.values().zip(before.iter().zip(after)) {
+            let orders = [before, after].map(|scores| {
+                let ids = self.documents.iter().map(|place| self.beir.documents[*place].id.clone());
+                let mut ranked: Vec<(String, f32)> = ids.zip(scores.iter().copied()).collect();
+                rank(&mut ranked);
+                ranked
+            });
+            let first = |order: &[(String, f32)]| order.first().map(|(id, _)| id.clone());
+            proof.top1 += f64::from(u8::from(first(&orders[0]) == first(&orders[1]))) / n;
+            proof.rank_correlation += spearman(before, after) / n;
+            for (side, order) in orders.iter().enumerate() {
+                let ids: Vec<&str> = order.iter().map(|(id, _)| id.as_str()).collect();
+                proof.ndcg[side] += ndcg_at_k(&ids, judgements, 10).unwrap_or(0.0) / n;
+                proof.recall[side] += recall_at_k(&ids, judgements, 1).unwrap_or(0.0) / n;
+            }
+        }
+        proof.check(precision);
+        proof
+    }
 }
 
 impl RankingProof {

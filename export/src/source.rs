@@ -1,14 +1,15 @@
 //! A checkpoint as the emitters read it: every tensor checked for NaN and infinity, in the arithmetic chosen for it.
 
+use crate::calibrate::Calibration;
 use crate::error::ExportError;
-use crate::gptq::Curvature;
 use crate::graph::Data;
 use crate::quantise::ErrorReport;
 use models::config::DecoderConfig;
 use models::manifest::{GraphKind, Precision};
 use models::weights::Weights;
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashSet};
 use std::path::Path;
+use std::rc::Rc;
 
 /// A matrix `[rows, columns]`, row-major: rows are output channels, as in `nn.Linear.weight`.
 #[derive(Debug, Clone, PartialEq)]
@@ -53,8 +54,12 @@ pub struct Source {
     pub graph: GraphKind,
     /// What quantisation has cost so far.
     pub errors: ErrorReport,
-    /// What the inputs of the maps look like, by key of the input: weights are rounded by it.
-    pub curvatures: HashMap<String, Curvature>,
+    /// What the maps read: weights are rounded by it.
+    pub calibration: Option<Rc<Calibration>>,
+    /// Layers of the LLM whose maps have more bits than the others' ([`Precision::more`]).
+    pub kept: BTreeSet<usize>,
+    /// Arithmetic of the layer that is being written.
+    maps: Precision,
     /// Where inputs of maps are to be outputs of the graph: their keys and sizes so far.
     pub observed: Option<Vec<(String, usize)>>,
     read: HashSet<String>,
@@ -79,10 +84,22 @@ impl Source {
             precision,
             graph,
             errors: ErrorReport::default(),
-            curvatures: HashMap::new(),
+            calibration: None,
+            kept: BTreeSet::new(),
+            maps: precision,
             observed: None,
             read: HashSet::new(),
         }
+    }
+
+    /// What follows are this layer's maps.
+    pub fn begin_layer(&mut self, index: usize) {
+        self.maps = if self.kept.contains(&index) { self.precision.more() } else { self.precision };
+    }
+
+    /// Arithmetic of the layer that is being written.
+    pub fn maps(&self) -> Precision {
+        self.maps
     }
 
     /// Whether ONNX Runtime's own operators may be used.

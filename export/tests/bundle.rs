@@ -4,7 +4,7 @@
 
 mod support;
 
-use export::bundle::Options;
+use export::bundle::{KeepLayers, Options};
 use export::onnx::{GraphProto, ModelProto};
 use export::ranking::RankingData;
 use export::reranker::{self, RerankerOptions};
@@ -14,7 +14,7 @@ use prost::Message;
 use runtime::bundle::Bundle;
 use runtime::encoder::{Embedding, Encoder};
 use runtime::session::{Element, Graph, Port, Values};
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
@@ -108,6 +108,7 @@ fn calibration_brings_few_bits_nearer() {
     fixture.options.allow_degraded = true;
     let plain = export(&fixture.options).unwrap();
     fixture.options.calibration = Some(fixture.write_data());
+    fixture.options.keep = KeepLayers::These(BTreeSet::new());
     fixture.options.ranking =
         Some(RankingData { dir: fixture.write_data(), split: "dev".into(), queries: 0 });
     let mut calibrated = Vec::new();
@@ -127,6 +128,47 @@ fn calibration_brings_few_bits_nearer() {
     left.sort();
     assert_eq!(left, ["again", "bundle", "calibrated"]);
     assert!(!fixture.options.out.join("observed.onnx").exists());
+}
+
+/// Layers that few bits cost too much must be found, be said, and make the bundle hold what it missed; nobody pays for more bits
+/// that were not needed or do not help.
+#[test]
+fn layers_that_need_more_bits_are_found() {
+    if !onnxruntime() {
+        return;
+    }
+    let mut helped = 0;
+    let cases = configs().into_iter().filter(|(_, config)| takes_fused(config));
+    for (config, precision) in cases.flat_map(|(_, c)| [(c.clone(), Precision::Int4), (c, Precision::Int8)]) {
+        let mut fixture = Fixture::new(&Plan { config, ..Plan::llama() });
+        fixture.options.precision = precision;
+        fixture.options.allow_degraded = true;
+        fixture.options.calibration = Some(fixture.write_data());
+        fixture.options.ranking =
+            Some(RankingData { dir: fixture.write_data(), split: "dev".into(), queries: 0 });
+        let held = |manifest: &Manifest| !manifest.parity["failed"].to_string().contains("data, dev");
+        let mut exported = |name: &str, keep: KeepLayers| {
+            fixture.options.out = fixture.options.out.with_file_name(name);
+            fixture.options.keep = keep;
+            let manifest = export(&fixture.options).unwrap();
+            (fs::read_to_string(fixture.options.out.join("MODEL_CARD.md")).unwrap(), manifest)
+        };
+        let these = |layers: &[usize]| KeepLayers::These(layers.iter().copied().collect());
+        let (_, none) = exported("none", these(&[]));
+        let (card, found) = exported("found", KeepLayers::Search);
+        let kept = &found.encoder.kept_layers;
+        if held(&none) || kept.is_empty() {
+            assert!(kept.is_empty() && held(&found) == held(&none), "{kept:?}");
+            continue;
+        }
+        helped += 1;
+        assert!(held(&found), "{kept:?}: {}", found.parity);
+        assert!(card.contains(&format!("{kept:?} in {}", precision.more().name())), "{card}");
+        // Asked for by name they are the same bundle.
+        let (_, named) = exported("named", these(kept));
+        assert_eq!(named.document_digest, found.document_digest);
+    }
+    assert!(helped > 0, "no case needed more bits and was helped by them");
 }
 
 /// A tokenizer of another model must be refused before its ids are looked up as rows that are not there, and nothing of
@@ -161,6 +203,12 @@ fn kinds_of_graph_refuse_what_they_cannot_say() {
     fixture.options.precision = Precision::Fp32;
     fixture.options.calibration = Some(fixture.write_data());
     assert!(fixture.refusal().contains("--calibrate is for"));
+    fixture.options.calibration = None;
+    fixture.options.keep = KeepLayers::These(BTreeSet::from([0]));
+    assert!(fixture.refusal().contains("--keep-layers is for"));
+    fixture.options.precision = Precision::Int8;
+    fixture.options.keep = KeepLayers::These(BTreeSet::from([1, 99]));
+    assert!(fixture.refusal().contains("--keep-layers 99: this student's encoder has layers 0 to"));
 }
 
 /// If padding reaches a real token or the pooling, recall falls only where texts share a batch, and no error is seen.

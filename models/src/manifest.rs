@@ -75,6 +75,27 @@ pub enum Precision {
     Int4,
 }
 
+impl Precision {
+    /// What maps have that few bits cost too much.
+    pub fn more(self) -> Self {
+        match self {
+            Self::Int4 => Self::Int8,
+            Self::Int8 | Self::Fp32 => Self::Fp32,
+            Self::Fp16 => Self::Fp16,
+        }
+    }
+
+    /// As it is written in files and on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Fp32 => "fp32",
+            Self::Fp16 => "fp16",
+            Self::Int8 => "int8",
+            Self::Int4 => "int4",
+        }
+    }
+}
+
 /// Which operators a graph is made of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -114,6 +135,9 @@ pub struct EncoderInfo {
     pub precision: Precision,
     /// Operators.
     pub graph: GraphKind,
+    /// Layers of the LLM, counted from 0, whose maps have more bits ([`Precision::more`]): few cost their ranking.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub kept_layers: Vec<usize>,
     /// Token ids of the prompts whose keys and values the graph holds: a pass begins behind one of them, and input
     /// `prefix` says which. None where the graph reads whole passes and has no such input.
     pub prefixes: Vec<Vec<u32>>,

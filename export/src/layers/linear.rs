@@ -104,7 +104,7 @@ fn map(
         }
         input.key = Some(key);
     }
-    let y = match source.precision {
+    let y = match source.maps() {
         Precision::Fp32 | Precision::Fp16 => float(g, &scope, source, &weight, input.x)?,
         Precision::Int8 => int8(g, &scope, source, name, &weight, input)?,
         Precision::Int4 => int4(g, &scope, source, name, &weight, input)?,
@@ -149,9 +149,9 @@ fn int8(
     weight: &Matrix,
     input: &mut Input,
 ) -> Result<Value, ExportError> {
-    let quantised = match input.key.as_ref().and_then(|key| source.curvatures.get(key)) {
-        Some(curvature) => quantise::per_row_along(weight, quantise::SEVEN_BITS, curvature),
-        None => quantise::per_row(weight, quantise::SEVEN_BITS),
+    let quantised = match source.calibration.as_ref().zip(input.key.as_ref()) {
+        Some((calibration, input)) => calibration.int8(&scope.key("weight"), input, weight),
+        None => quantise::per_row(weight, quantise::SEVEN_BITS).into(),
     };
     source.errors.add(name, &scope.key("weight"), quantised.relative_error);
     let turned = transpose(&quantised.values, weight.rows, weight.columns);
@@ -229,9 +229,9 @@ fn int4(
     weight: &Matrix,
     input: &Input,
 ) -> Result<Value, ExportError> {
-    let quantised = match input.key.as_ref().and_then(|key| source.curvatures.get(key)) {
-        Some(curvature) => quantise::in_blocks_along(weight, curvature),
-        None => quantise::in_blocks(weight),
+    let quantised = match source.calibration.as_ref().zip(input.key.as_ref()) {
+        Some((calibration, input)) => calibration.int4(&scope.key("weight"), input, weight),
+        None => quantise::in_blocks(weight).into(),
     };
     source.errors.add(name, &scope.key("weight"), quantised.relative_error);
     let shape = [weight.rows, quantised.blocks, quantise::BLOCK / 2];

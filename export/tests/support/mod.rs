@@ -5,7 +5,7 @@
 
 pub mod reference;
 
-use export::bundle::{self, Options};
+use export::bundle::{self, KeepLayers, Options};
 use export::error::ExportError;
 use export::quantise;
 use export::source::Matrix;
@@ -252,6 +252,7 @@ pub fn options(student: &Path, out: &Path) -> Options {
         precision: Precision::Fp32,
         graph: GraphKind::Fused,
         calibration: None,
+        keep: KeepLayers::Search,
         ranking: None,
         allow_degraded: false,
         session: SessionOptions { threads: 1, ..SessionOptions::default() },
