@@ -15,7 +15,8 @@ use tch::{Device, Kind, Tensor, nn};
 const FAMILIES: [&str; 6] = ["llama", "llama3", "llama_biases", "mistral", "qwen2", "qwen3"];
 /// Rows of every golden batch.
 const LENGTHS: [i64; 3] = [24, 11, 3];
-/// Hidden states and logits of two implementations in f32; the states' own deviation is 0.2 to 5.
+/// Hidden states and logits of two implementations in f32, as a share of the largest of them where it is above 1: how
+/// far rounding carries depends on the processor's kernels.
 const CLOSE: f64 = 2e-5;
 
 fn folder(family: &str) -> PathBuf {
@@ -55,8 +56,9 @@ fn difference(a: &Tensor, b: &Tensor, lengths: &[i64]) -> f64 {
 
 #[track_caller]
 fn assert_close(what: &str, a: &Tensor, b: &Tensor, lengths: &[i64], tolerance: f64) {
-    let found = difference(a, b, lengths);
-    println!("{what}: {found:.1e}");
+    let largest = f64::try_from(b.abs().max()).unwrap().max(1.0);
+    let found = difference(a, b, lengths) / largest;
+    println!("{what}: {found:.1e} of {largest:.1}");
     assert!(found <= tolerance, "{what}: {found:.2e} apart, expected at most {tolerance:.0e}");
 }
 
