@@ -7,7 +7,7 @@
 use anyhow::{Context, Result, bail};
 use sha2::{Digest, Sha256};
 use std::collections::HashMap;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{BufReader, BufWriter, Read, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -74,6 +74,16 @@ impl VectorCache {
         let file = dir.join(format!("{name}-{}.f32", &digest[..16.min(digest.len())]));
         let context = || format!("cannot open cache {}", file.display());
         let writer = OpenOptions::new().create(true).append(true).open(&file).with_context(context)?;
+        // Records are found by where this process wrote them: another's would move them.
+        match writer.try_lock() {
+            Err(TryLockError::WouldBlock) => {
+                bail!(
+                    "{}: another run is using this cache; wait for it, or give another --cache",
+                    file.display()
+                )
+            }
+            other => other.with_context(context)?,
+        }
         let reader = Arc::new(File::open(&file).with_context(context)?);
         let mut cache =
             Self { width, places: HashMap::new(), reader, writer: BufWriter::new(writer), end: 0, file };
@@ -189,6 +199,20 @@ mod tests {
         cache.insert(key(&["b"]), &[7.0, 8.0, 9.0]).unwrap();
         assert_eq!(cache.get(&key(&["b"])).unwrap(), Some(vec![7.0, 8.0, 9.0]));
         assert!(cache.insert(key(&["c"]), &[0.0]).is_err());
+    }
+
+    /// Two runs that append to one file would each read the other's numbers as its own.
+    #[test]
+    fn a_second_run_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let open = || VectorCache::open(dir.path(), "t", "0123", 3);
+        let first = open().unwrap();
+        let reader = first.reader();
+        let refused = open().err().unwrap().to_string();
+        assert!(refused.contains("another run") && refused.contains("--cache"), "{refused}");
+        drop(first);
+        assert!(open().is_ok());
+        drop(reader);
     }
 
     /// "ab"+"c" and "a"+"bc" are different pairs.
