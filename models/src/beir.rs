@@ -148,21 +148,9 @@ impl BeirData {
     /// Reads corpus and queries.
     pub fn open(dir: &Path) -> Result<Self, DataError> {
         let documents = read_documents(&dir.join("corpus.jsonl"))?;
-        let queries_file = dir.join("queries.jsonl");
-        let mut queries = Vec::new();
-        for_each_json(&queries_file, |query: Query, line| {
-            if query.text.trim().is_empty() {
-                return Err(DataError::EmptyText { file: queries_file.clone(), line, id: query.id });
-            }
-            queries.push((query, line));
-            Ok(())
-        })?;
-        if queries.is_empty() {
-            return Err(DataError::Empty { file: queries_file, what: "queries" });
-        }
-        let query_index = unique(&queries_file, queries.iter().map(|(q, line)| (q.id.as_str(), *line)))?;
+        let queries = read_queries(&dir.join("queries.jsonl"))?;
+        let query_index = queries.iter().enumerate().map(|(i, q)| (q.id.clone(), i)).collect();
         let document_index = documents.iter().enumerate().map(|(i, d)| (d.id.clone(), i)).collect();
-        let queries = queries.into_iter().map(|(query, _)| query).collect();
         Ok(Self { dir: dir.to_owned(), documents, queries, document_index, query_index })
     }
 
@@ -246,19 +234,31 @@ pub fn read_documents(file: &Path) -> Result<Vec<Document>, DataError> {
     Ok(documents.into_iter().map(|(document, _)| document).collect())
 }
 
-fn unique<'a>(
-    file: &Path,
-    ids: impl Iterator<Item = (&'a str, usize)>,
-) -> Result<HashMap<String, usize>, DataError> {
+/// Reads a `queries.jsonl`: at least one query, unique ids, no empty ones.
+pub fn read_queries(file: &Path) -> Result<Vec<Query>, DataError> {
+    let mut queries = Vec::new();
+    for_each_json(file, |query: Query, line| {
+        if query.text.trim().is_empty() {
+            return Err(DataError::EmptyText { file: file.to_owned(), line, id: query.id });
+        }
+        queries.push((query, line));
+        Ok(())
+    })?;
+    if queries.is_empty() {
+        return Err(DataError::Empty { file: file.to_owned(), what: "queries" });
+    }
+    unique(file, queries.iter().map(|(q, line)| (q.id.as_str(), *line)))?;
+    Ok(queries.into_iter().map(|(query, _)| query).collect())
+}
+
+fn unique<'a>(file: &Path, ids: impl Iterator<Item = (&'a str, usize)>) -> Result<(), DataError> {
     let mut seen: HashMap<&str, usize> = HashMap::new();
-    let mut index = HashMap::new();
-    for (position, (id, line)) in ids.enumerate() {
+    for (id, line) in ids {
         if let Some(first) = seen.insert(id, line) {
             return Err(DataError::Duplicate { file: file.to_owned(), line, first, id: id.to_owned() });
         }
-        index.insert(id.to_owned(), position);
     }
-    Ok(index)
+    Ok(())
 }
 
 fn for_each_json<T: serde::de::DeserializeOwned>(

@@ -6,11 +6,13 @@
 //! * relu: no metric of usearch's is the score. The graph is built over `ud` under the squared Euclidean distance (near
 //!   vectors score alike for any query) and searched under the score itself, `-v . relu(uq + ud)`.
 //!
-//! On disk: `graph.usearch` and beside it `graph.json`, which says what database generation it covers and what its
-//! SHA-256 is, because usearch's own format has no checksum.
+//! On disk: `graph-*.usearch`, and `graph.json`, which says which file it is, what its SHA-256 is (usearch's own format has
+//! no checksum) and what database generation it covers. What came after that generation is linked when it is opened. A
+//! new graph is another file until `graph.json` names it: a whole one is there at any moment.
 
 use crate::bundle::Bundle;
 use crate::search::Rows;
+use crate::store::{Changes, Generation};
 use models::files::{self, FileError};
 use models::fold::{Folded, FoldedQuery};
 use models::student::{Form, Residual};
@@ -22,10 +24,10 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use usearch::{Index, IndexOptions, MetricKind, ScalarKind};
 
 /// Version of `graph.json` that this program reads and writes.
-pub const FORMAT_VERSION: u32 = 1;
-/// The graph inside an index.
-pub const FILE_NAME: &str = "graph.usearch";
-/// Its description.
+pub const FORMAT_VERSION: u32 = 2;
+/// Names of graphs inside an index begin and end with this.
+const FILE_NAME: (&str, &str) = ("graph-", ".usearch");
+/// Description of the graph in use.
 pub const SIDECAR_NAME: &str = "graph.json";
 
 /// Links of a node.
@@ -44,8 +46,8 @@ pub enum GraphError {
     /// Reading or writing a file failed; a missing one means that no graph was saved.
     #[error(transparent)]
     File(#[from] FileError),
-    /// The graph does not belong to the database as it is now.
-    #[error("{file}: covers {what} {found}, documents.sqlite is at {expected}")]
+    /// The graph does not belong to this database.
+    #[error("{file}: belongs to {what} {found}, documents.sqlite {expected}")]
     Stale {
         /// The description.
         file: PathBuf,
@@ -53,8 +55,8 @@ pub enum GraphError {
         what: &'static str,
         /// The graph's.
         found: u64,
-        /// The database's.
-        expected: u64,
+        /// What the database says about it.
+        expected: String,
     },
     /// The graph's bytes are not those that were saved.
     #[error("{file}: damaged: its SHA-256 is not the one in graph.json")]
@@ -84,8 +86,9 @@ pub enum GraphError {
 struct Sidecar {
     format_version: u32,
     generation: u64,
+    /// Digest of that generation in the database.
+    digest: String,
     sha256: String,
-    vectors: u64,
 }
 
 /// How a graph is built and searched.
@@ -157,74 +160,83 @@ impl Graph {
         let threads = graph.permits.total;
         graph.index.reserve_capacity_and_threads(rows.len(), threads).map_err(refused("be built"))?;
         // No more threads than were reserved: rayon's pool has exactly as many.
-        (0..rows.len())
-            .into_par_iter()
+        let live: Vec<usize> = rows.live().ones().collect();
+        live.into_par_iter()
             .try_for_each(|row| graph.index.add(rows.key(row).cast_unsigned(), rows.vector(row)))
             .map_err(refused("be built"))?;
         Ok(graph.ready())
     }
 
-    /// Loads a saved graph if it covers exactly `generation` of a database of these rows, byte for byte as saved.
-    pub fn open(dir: &Path, rows: &Rows, measure: Measure, generation: u64) -> Result<Self, GraphError> {
-        let (file, sidecar_file) = (dir.join(FILE_NAME), dir.join(SIDECAR_NAME));
+    /// Loads a saved graph, byte for byte as saved, and tells which generation it covers.
+    pub fn open(dir: &Path, dimensions: usize, measure: Measure) -> Result<(Self, Generation), GraphError> {
+        let sidecar_file = dir.join(SIDECAR_NAME);
         let sidecar: Sidecar = files::read_json(&sidecar_file)?;
+        let file = dir.join(file_name(&sidecar.sha256));
         if sidecar.format_version != FORMAT_VERSION {
             let (found, expected) = (sidecar.format_version, FORMAT_VERSION);
             return Err(FileError::Version { file: sidecar_file, found, expected }.into());
         }
-        let expected =
-            [("generation", sidecar.generation, generation), ("vectors", sidecar.vectors, rows.len() as u64)];
-        for (what, found, expected) in expected {
-            if found != expected {
-                return Err(GraphError::Stale { file: sidecar_file, what, found, expected });
-            }
-        }
         if files::sha256_file(&file)? != sidecar.sha256 {
             return Err(GraphError::Digest { file });
         }
-        let graph = Self::empty(rows.dimensions(), measure)?;
+        let graph = Self::empty(dimensions, measure)?;
         graph.index.load(utf8(&file)?).map_err(refused("be loaded"))?;
-        if graph.index.dimensions() != rows.dimensions() {
-            let (found, expected) = (graph.index.dimensions() as u64, rows.dimensions() as u64);
+        if graph.index.dimensions() != dimensions {
+            let (found, expected) = (graph.index.dimensions() as u64, format!("has {dimensions}"));
             return Err(GraphError::Stale { file: sidecar_file, what: "dimensions", found, expected });
         }
         graph
             .index
-            .reserve_capacity_and_threads(rows.len(), graph.permits.total)
+            .reserve_capacity_and_threads(graph.index.size(), graph.permits.total)
             .map_err(refused("be loaded"))?;
         graph.index.change_expansion_search(graph.measure.expansion_search());
         graph.index.change_expansion_add(EXPANSION_ADD);
-        Ok(graph.ready())
+        let generation = Generation { number: sidecar.generation, digest: sidecar.digest };
+        Ok((graph.ready(), generation))
     }
 
-    /// Writes graph and description, each through a temporary file. If the machine stops between the two, the digest
-    /// does not fit and the graph is rebuilt.
-    pub fn save(&self, dir: &Path, generation: u64) -> Result<(), GraphError> {
-        let file = dir.join(FILE_NAME);
-        let temporary = dir.join(format!(".{FILE_NAME}.tmp-{}", std::process::id()));
-        let write = || -> Result<String, GraphError> {
+    /// Writes graph and description, each through a temporary file; the caller is the index's only writer.
+    pub fn save(&self, dir: &Path, generation: &Generation) -> Result<(), GraphError> {
+        let temporary = dir.join(format!("{}new.tmp", FILE_NAME.0));
+        let write = || -> Result<(String, PathBuf), GraphError> {
             self.index.save(utf8(&temporary)?).map_err(refused("be saved"))?;
             File::open(&temporary).and_then(|f| f.sync_all()).map_err(FileError::io(&temporary))?;
             let sha256 = files::sha256_file(&temporary)?;
+            let file = dir.join(file_name(&sha256));
             std::fs::rename(&temporary, &file).map_err(FileError::io(&file))?;
-            Ok(sha256)
+            Ok((sha256, file))
         };
-        let sha256 = write().inspect_err(|_| {
+        let (sha256, file) = write().inspect_err(|_| {
             // Best effort: the error that matters is the one being reported.
             let _ = std::fs::remove_file(&temporary);
         })?;
-        let vectors = self.index.size() as u64;
+        let Generation { number: generation, digest } = generation.clone();
         // Its writer syncs the directory, which both renames are in.
-        let sidecar = Sidecar { format_version: FORMAT_VERSION, generation, sha256, vectors };
-        Ok(files::write_json(&dir.join(SIDECAR_NAME), &sidecar)?)
+        let sidecar = Sidecar { format_version: FORMAT_VERSION, generation, digest, sha256 };
+        files::write_json(&dir.join(SIDECAR_NAME), &sidecar)?;
+        for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            let is_graph = |name: &str| name.starts_with(FILE_NAME.0) && name.ends_with(FILE_NAME.1);
+            if name.to_str().is_some_and(is_graph) && entry.path() != file {
+                // Best effort: a graph that nothing names costs room, no more.
+                let _ = std::fs::remove_file(entry.path());
+            }
+        }
+        Ok(())
     }
 
-    /// Adds the rows with these keys, or links them anew where their vectors changed. After an error the graph must be
-    /// dropped: it may lack some of them.
-    pub fn update(&mut self, rows: &Rows, keys: &[i64]) -> Result<(), GraphError> {
+    /// Adds the rows with these keys, or links them anew where their vectors changed, and forgets removed ones. After an
+    /// error the graph must be dropped: it may lack some of them.
+    pub fn update(&mut self, rows: &Rows, changes: &Changes) -> Result<(), GraphError> {
+        for key in &changes.removed {
+            self.index.remove(key.cast_unsigned()).map_err(refused("forget documents"))?;
+        }
+        if changes.put.is_empty() {
+            return Ok(());
+        }
         // Linking goes by the building metric.
         self.index.change_metric_kind(self.measure.kind()).map_err(refused("take new documents"))?;
-        let linked = self.link(rows, keys);
+        let linked = self.link(rows, &changes.put);
         self.install_measure();
         linked
     }
@@ -243,11 +255,21 @@ impl Graph {
         Ok(())
     }
 
-    /// Keys of about the best `count` documents of a query, best first.
-    pub fn search(&self, query: &FoldedQuery, count: usize) -> Result<Vec<i64>, GraphError> {
+    /// Keys of about the best `count` documents of a query, best first; of those only that `passes` lets through.
+    pub fn search(
+        &self,
+        query: &FoldedQuery,
+        count: usize,
+        passes: Option<&dyn Fn(i64) -> bool>,
+    ) -> Result<Vec<i64>, GraphError> {
         let _permit = self.permits.take();
-        let found = self.index.search(&query.vector, count).map_err(refused("be searched"))?;
-        Ok(found.keys.into_iter().map(u64::cast_signed).collect())
+        let found = match passes {
+            None => self.index.search(&query.vector, count),
+            Some(passes) => {
+                self.index.filtered_search(&query.vector, count, |key: u64| passes(key.cast_signed()))
+            }
+        };
+        Ok(found.map_err(refused("be searched"))?.keys.into_iter().map(u64::cast_signed).collect())
     }
 
     /// Number of vectors.
@@ -317,6 +339,11 @@ fn relu_distance(join: &[f32], a: &[f32], b: &[f32]) -> f32 {
         }
     }
     -(sums.iter().sum::<f32>() + rest)
+}
+
+fn file_name(sha256: &str) -> String {
+    let (start, end) = FILE_NAME;
+    format!("{start}{}{end}", sha256.get(..16).unwrap_or_default())
 }
 
 fn refused<E: std::fmt::Display>(what: &'static str) -> impl Fn(E) -> GraphError {

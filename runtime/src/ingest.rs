@@ -1,11 +1,10 @@
 //! Documents in, vectors stored: plans, encodes and stores batch by batch.
 
 use crate::bundle::Bundle;
+use crate::document::Document;
 use crate::encoder::Encoder;
 use crate::retriever::RetrieverError;
-use crate::search::Rows;
 use crate::store::{self, Change, IndexKey, Record, Writer};
-use models::beir::Document;
 use serde::Serialize;
 
 /// Documents that are encoded and stored together: a transaction each, and as much as an interruption can lose.
@@ -16,7 +15,7 @@ const BATCH: usize = 64;
 pub struct AddReport {
     /// Ids that were not there before.
     pub added: usize,
-    /// Ids whose contents changed.
+    /// Ids whose contents or metadata changed.
     pub replaced: usize,
     /// Documents that were there as they are; they cost nothing.
     pub unchanged: usize,
@@ -25,9 +24,9 @@ pub struct AddReport {
 /// How far encoding has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Progress {
-    /// Documents encoded and stored.
+    /// Documents stored.
     pub done: usize,
-    /// Documents to encode: new and changed ones.
+    /// Documents to store: new and changed ones.
     pub total: usize,
 }
 
@@ -41,52 +40,43 @@ pub fn index_key(bundle: &Bundle) -> IndexKey {
     }
 }
 
-/// Stores new and changed documents and takes their vectors into `rows`; `changed` gathers their keys. On an error,
-/// `rows` and `changed` hold what was stored until then.
+/// Stores new and changed documents, and encodes those whose text is new. After an error the batches stored until then
+/// stay, and the call can be repeated.
 pub fn ingest(
     encoder: &Encoder,
     writer: &mut Writer,
     documents: &[Document],
-    rows: &mut Rows,
-    changed: &mut Vec<i64>,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<AddReport, RetrieverError> {
     if let Some(id) = store::duplicate_id(documents) {
         return Err(RetrieverError::Duplicate { id: id.to_owned() });
     }
     let plan = writer.plan(documents)?;
-    let count = |wanted| plan.iter().filter(|change| **change == wanted).count();
+    let count = |wanted: &[Change]| plan.iter().filter(|change| wanted.contains(change)).count();
     let report = AddReport {
-        added: count(Change::Added),
-        replaced: count(Change::Replaced),
-        unchanged: count(Change::Unchanged),
+        added: count(&[Change::Added]),
+        replaced: count(&[Change::Replaced, Change::Relabelled]),
+        unchanged: count(&[Change::Unchanged]),
     };
-    let wanted: Vec<&Document> = documents
-        .iter()
-        .zip(&plan)
-        .filter(|(_, change)| **change != Change::Unchanged)
-        .map(|(d, _)| d)
-        .collect();
-    let total = wanted.len();
-    rows.reserve(report.added);
+    let changed = documents.iter().zip(plan).filter(|(_, change)| *change != Change::Unchanged);
+    let changed: Vec<(&Document, Change)> = changed.collect();
+    let total = changed.len();
     progress(Progress { done: 0, total });
-    for (batch, documents) in wanted.chunks(BATCH).enumerate() {
-        let mut passes = Vec::with_capacity(documents.len());
-        for document in documents {
+    for (batch, changed) in changed.chunks(BATCH).enumerate() {
+        let mut passes = Vec::with_capacity(changed.len());
+        for (document, _) in changed.iter().filter(|(_, change)| *change != Change::Relabelled) {
             let pass = encoder.bundle().prompter.document_pass(&document.contents());
             passes.push(pass.map_err(|source| RetrieverError::Document { id: document.id.clone(), source })?);
         }
-        let records: Vec<Record<'_>> = encoder
-            .encode(&passes)?
-            .iter()
-            .zip(documents)
-            .map(|(e, document)| Record { document, vector: encoder.bundle().folded.document(&e.latent) })
-            .collect();
-        let keys = writer.put(&records)?;
-        for (key, record) in keys.iter().zip(&records) {
-            rows.push(*key, &record.document.id, &record.vector);
+        let mut vectors =
+            encoder.encode(&passes)?.into_iter().map(|e| encoder.bundle().folded.document(&e.latent));
+        let mut records = Vec::with_capacity(changed.len());
+        for &(document, change) in changed {
+            // encode() returns an embedding for each pass.
+            let vector = if change == Change::Relabelled { None } else { vectors.next() };
+            records.push(Record { document, vector });
         }
-        changed.extend(keys);
+        writer.put(&records)?;
         progress(Progress { done: total.min((batch + 1) * BATCH), total });
     }
     Ok(report)

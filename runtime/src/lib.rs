@@ -13,9 +13,12 @@
 //! ```
 
 pub mod bundle;
+pub mod columns;
 pub mod cpu;
+pub mod document;
 pub mod dylib;
 pub mod encoder;
+pub mod filter;
 pub mod index;
 pub mod ingest;
 pub mod predictor;

@@ -40,6 +40,7 @@ pub struct Global {
 enum Command {
     Index(commands::index::Args),
     Query(commands::query::Args),
+    Remove(commands::remove::Args),
     Doctor(commands::doctor::Args),
     Bench(commands::bench::Args),
 }
@@ -78,6 +79,7 @@ fn main() -> ExitCode {
     let result = match &cli.command {
         Command::Index(args) => commands::index::run(args, &cli.global),
         Command::Query(args) => commands::query::run(args, &cli.global),
+        Command::Remove(args) => commands::remove::run(args, &cli.global),
         Command::Doctor(args) => commands::doctor::run(args, &cli.global),
         Command::Bench(args) => commands::bench::run(args, &cli.global),
     };

@@ -1,22 +1,30 @@
 //! The library's front door: a bundle and an index, opened together; queries in, ranked documents out.
 
 use crate::bundle::{Bundle, BundleError};
+use crate::document::{Document, Metadata};
 use crate::encoder::{Encoder, EncoderError};
+use crate::filter::Filter;
 use crate::index::{Graph, GraphError, Measure};
 use crate::ingest::{self, AddReport, Progress};
 use crate::reranker::{Reranker, RerankerError};
 use crate::search::{self, EXACT_LIMIT, Rows, Scored};
 use crate::selftest;
 use crate::session::SessionOptions;
-use crate::store::{self, Store, StoreError, Writer};
-use models::beir::Document;
+use crate::store::{self, Changes, Generation, Store, StoreError, Writer};
+use fixedbitset::FixedBitSet;
 use models::files::{FileError, StagedDir};
 use models::fold::FoldedQuery;
 use models::prompt::PromptError;
 use serde::Serialize;
+use serde_json::Value;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
+
+/// Changed documents after which the graph is saved again. Those since then are linked when an index is opened, about a
+/// millisecond each.
+const SAVE_AFTER: usize = 500;
 
 /// Why a retriever cannot be opened, asked or filled.
 #[derive(Debug, thiserror::Error)]
@@ -98,6 +106,23 @@ impl Default for Options {
     }
 }
 
+/// What is wanted of a query; a number is how many documents.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Wanted {
+    /// Most documents.
+    pub k: usize,
+    /// Documents that do not pass are not there.
+    pub filter: Option<Filter>,
+    /// Tell what each score is made of.
+    pub explain: bool,
+}
+
+impl From<usize> for Wanted {
+    fn from(k: usize) -> Self {
+        Self { k, ..Self::default() }
+    }
+}
+
 /// One ranked document.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Hit {
@@ -107,6 +132,9 @@ pub struct Hit {
     pub title: String,
     /// Its text.
     pub text: String,
+    /// Its metadata.
+    #[serde(skip_serializing_if = "Metadata::is_empty")]
+    pub metadata: Metadata,
     /// `log p(T) - log p(F)` as the student sees it.
     pub score: f32,
     /// The same as the teacher sees it, where it was asked.
@@ -114,14 +142,30 @@ pub struct Hit {
     pub rerank_score: Option<f32>,
     /// Probability that the document answers the query: the teacher's where it was asked, else the student's, calibrated.
     pub probability: f32,
+    /// What the student's score is made of, where that was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub explanation: Option<Explanation>,
 }
 
 impl Hit {
-    /// The text that was encoded: title and text as BEIR joins them.
+    /// The text that was encoded.
     pub fn contents(&self) -> String {
-        let (id, title, text) = (self.id.clone(), self.title.clone(), self.text.clone());
-        Document { id, title, text }.contents()
+        let (title, text) = (self.title.clone(), self.text.clone());
+        Document { title, text, ..Document::default() }.contents()
     }
+}
+
+/// The parts of a score: `score = query + pair`, `probability = sigmoid(scale * pair + bias)`.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Explanation {
+    /// `c(q)`, which all documents of a query have in common.
+    pub query: f32,
+    /// What query and document make together.
+    pub pair: f32,
+    /// Calibrated slope.
+    pub scale: f32,
+    /// Calibrated offset.
+    pub bias: f32,
 }
 
 /// Where the time went, in milliseconds.
@@ -177,17 +221,30 @@ pub struct Stats {
     pub document_digest: String,
 }
 
-/// A bundle and an index. Queries may come from any thread; adding needs the retriever alone. It answers from the
-/// documents that were there when it was opened and those it has added itself.
+/// Values of each metadata field with the number of documents that have them, commonest first.
+pub type Facets = BTreeMap<String, Vec<(Value, usize)>>;
+
+/// A bundle and an index. Any thread may ask and change it; what any process has changed is found by the next query.
 #[derive(Debug)]
 pub struct Retriever {
     dir: PathBuf,
     encoder: Encoder,
     options: Options,
+    /// Taken before `state`, never after it.
     store: Mutex<Store>,
+    /// Whoever adds or removes.
+    changing: Mutex<()>,
+    state: RwLock<State>,
+}
+
+/// The index in memory, as of a generation.
+#[derive(Debug)]
+struct State {
     rows: Rows,
-    generation: u64,
+    generation: Generation,
     graph: Option<Graph>,
+    /// Documents that the saved graph lacks.
+    unsaved: usize,
 }
 
 impl Retriever {
@@ -201,11 +258,10 @@ impl Retriever {
             || Ok::<_, RetrieverError>(Store::open(index, &ingest::index_key(&bundle))?).and_then(load),
         );
         let (store, rows, generation) = loaded?;
-        let (dir, store) = (index.to_owned(), Mutex::new(store));
-        let mut retriever = Self { dir, encoder: encoder?, options, store, rows, generation, graph: None };
-        if retriever.wants_graph() {
-            retriever.open_graph()?;
-        }
+        let state = State { rows, generation, graph: None, unsaved: 0 };
+        let (dir, store, state) = (index.to_owned(), Mutex::new(store), RwLock::new(state));
+        let retriever = Self { dir, encoder: encoder?, options, store, changing: Mutex::new(()), state };
+        retriever.open_graph()?;
         Ok(retriever)
     }
 
@@ -223,29 +279,32 @@ impl Retriever {
         }
         let staged = StagedDir::new(index)?;
         let encoder = open_encoder(Arc::new(Bundle::open(bundle)?), options)?;
-        let key = ingest::index_key(encoder.bundle());
-        let mut writer = Writer::create(staged.path(), &key)?;
-        let mut rows = Rows::new(key.inner_dimensions);
-        let report = ingest::ingest(&encoder, &mut writer, documents, &mut rows, &mut Vec::new(), progress)?;
-        if rows.len() > EXACT_LIMIT {
+        let mut writer = Writer::create(staged.path(), &ingest::index_key(encoder.bundle()))?;
+        let report = ingest::ingest(&encoder, &mut writer, documents, progress)?;
+        if writer.store().count()? > EXACT_LIMIT {
+            let (rows, generation) = writer.store().load()?;
             (options.notice)(&format!("building the graph over {} documents", rows.len()));
-            let graph = Graph::build(&rows, Measure::of_bundle(encoder.bundle()))?;
-            graph.save(staged.path(), writer.store().generation()?)?;
+            Graph::build(&rows, Measure::of_bundle(encoder.bundle()))?.save(staged.path(), &generation)?;
         }
         writer.close()?;
         staged.commit()?;
         Ok(report)
     }
 
-    /// The best `k` documents for a query.
-    pub fn query(&self, text: &str, k: usize) -> Result<Answer, RetrieverError> {
+    /// The best documents for a query.
+    pub fn query(&self, text: &str, wanted: impl Into<Wanted>) -> Result<Answer, RetrieverError> {
         // query_batch() answers every query it was given.
-        Ok(self.query_batch(&[text], k)?.swap_remove(0))
+        Ok(self.query_batch(&[text], wanted)?.swap_remove(0))
     }
 
-    /// The best `k` documents for each query; an answer for each, in order.
-    pub fn query_batch(&self, texts: &[&str], k: usize) -> Result<Vec<Answer>, RetrieverError> {
-        if k == 0 {
+    /// The best documents for each query; an answer for each, in order.
+    pub fn query_batch(
+        &self,
+        texts: &[&str],
+        wanted: impl Into<Wanted>,
+    ) -> Result<Vec<Answer>, RetrieverError> {
+        let wanted = wanted.into();
+        if wanted.k == 0 {
             return Err(RetrieverError::ZeroResults);
         }
         let started = Instant::now();
@@ -254,12 +313,7 @@ impl Retriever {
         let embeddings = self.encoder.encode(&passes)?;
         let queries: Vec<FoldedQuery> = embeddings.iter().map(|e| self.encoder.fold_query(e)).collect();
         let encoded = Instant::now();
-        let (path, ranked) = self.search(&queries, k)?;
-        let results = queries
-            .iter()
-            .zip(&ranked)
-            .map(|(q, r)| self.hits(q, r))
-            .collect::<Result<Vec<_>, RetrieverError>>()?;
+        let (path, results) = self.search(&queries, &wanted)?;
         // Microseconds are as fine as anybody wants to read.
         let share = |time: Duration| (time.as_secs_f64() * 1e6 / texts.len().max(1) as f64).round() / 1e3;
         let timing = Timing {
@@ -271,18 +325,38 @@ impl Retriever {
         Ok(results.into_iter().map(|results| Answer { results, timing, path }).collect())
     }
 
-    /// The best `k` documents by the teacher, among the best `candidates` by the student.
+    /// The best documents for encoded queries.
+    pub fn search(
+        &self,
+        queries: &[FoldedQuery],
+        wanted: &Wanted,
+    ) -> Result<(SearchPath, Vec<Vec<Hit>>), RetrieverError> {
+        self.refresh()?;
+        let (path, ranked) = {
+            let state = self.state();
+            let (path, ranked) = state.search(queries, wanted)?;
+            let keyed =
+                |found: &Vec<Scored>| found.iter().map(|s| (state.rows.key(s.row), s.score)).collect();
+            (path, ranked.iter().map(keyed).collect::<Vec<Vec<(i64, f32)>>>())
+        };
+        let hits = queries.iter().zip(&ranked).map(|(query, ranked)| self.hits(query, ranked, wanted));
+        Ok((path, hits.collect::<Result<_, _>>()?))
+    }
+
+    /// The best documents by the teacher, among the best `candidates` by the student.
     pub fn query_reranked(
         &self,
         text: &str,
-        k: usize,
+        wanted: impl Into<Wanted>,
         reranker: &Reranker,
         candidates: usize,
     ) -> Result<Answer, RetrieverError> {
-        if k == 0 {
+        let wanted = wanted.into();
+        if wanted.k == 0 {
             return Err(RetrieverError::ZeroResults);
         }
-        let mut answer = self.query(text, candidates.max(k))?;
+        let k = wanted.k;
+        let mut answer = self.query(text, Wanted { k: candidates.max(k), ..wanted })?;
         let started = Instant::now();
         // Those behind the candidates keep the student's order.
         let asked = candidates.min(answer.results.len());
@@ -302,51 +376,81 @@ impl Retriever {
         Ok(answer)
     }
 
-    /// Adds documents: new ids are added, changed contents replaced, unchanged ones skipped. When it returns, they
-    /// survive a power cut. After an error, the batches stored until then stay, and the call can be repeated.
-    pub fn add(&mut self, documents: &[Document]) -> Result<AddReport, RetrieverError> {
+    /// Scores of texts that need not be in the index: the student's `log p(T) - log p(F)` and calibrated probability.
+    pub fn score(&self, query: &str, texts: &[&str]) -> Result<Vec<(f32, f32)>, RetrieverError> {
+        let query = self.encoder.fold_query(&self.encoder.query(query)?);
+        let bundle = self.encoder.bundle();
+        let score = |embedding: &crate::encoder::Embedding| {
+            let score = query.score(&bundle.folded.document(&embedding.latent));
+            (score, bundle.manifest.calibration.probability(score - query.constant))
+        };
+        Ok(self.encoder.documents(texts)?.iter().map(score).collect())
+    }
+
+    /// Adds documents: new ids are added, changed ones replaced, unchanged ones skipped. When it returns, they survive a
+    /// power cut. After an error, the batches stored until then stay, and the call can be repeated.
+    pub fn add(&self, documents: &[Document]) -> Result<AddReport, RetrieverError> {
         self.add_with(documents, &mut |_| ())
     }
 
     /// [`Retriever::add`], telling how far it has come.
     pub fn add_with(
-        &mut self,
+        &self,
         documents: &[Document],
         progress: &mut dyn FnMut(Progress),
     ) -> Result<AddReport, RetrieverError> {
-        let mut writer = Writer::open(&self.dir, &ingest::index_key(self.encoder.bundle()))?;
-        if writer.store().generation()? != self.generation {
-            // Another process has written since: start from what is there.
-            (self.rows, self.generation) = writer.store().load()?;
-            self.graph = None;
+        self.change(|writer| ingest::ingest(&self.encoder, writer, documents, progress))
+    }
+
+    /// Removes documents and returns how many of them were there. When it returns, they stay removed after a power cut.
+    pub fn remove<S: AsRef<str>>(&self, ids: &[S]) -> Result<usize, RetrieverError> {
+        self.change(|writer| Ok(writer.remove(ids)?.len()))
+    }
+
+    /// Gives the room of removed documents back, on disk and in the graph.
+    pub fn compact(&self) -> Result<(), RetrieverError> {
+        self.change(|writer| Ok(writer.compact()?))?;
+        self.refresh()?;
+        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+        state.graph = None;
+        if self.wants_graph(&state.rows) {
+            let graph = Graph::build(&state.rows, Measure::of_bundle(self.encoder.bundle()))?;
+            state.unsaved = SAVE_AFTER;
+            state.graph = Some(graph);
         }
-        let mut changed = Vec::new();
-        let report =
-            ingest::ingest(&self.encoder, &mut writer, documents, &mut self.rows, &mut changed, progress);
-        // Also after an error: some batches may be in.
-        self.generation = writer.store().generation()?;
-        if let Err(error) = self.update_graph(&changed) {
-            self.graph = None;
-            (self.options.notice)(&format!(
-                "{error}; every document is scanned until the index is opened again"
-            ));
-        }
-        let closed = writer.close();
-        let report = report?;
-        closed?;
-        Ok(report)
+        drop(state);
+        self.save()
+    }
+
+    /// A document by its id.
+    pub fn document(&self, id: &str) -> Result<Option<Document>, RetrieverError> {
+        Ok(self.store().document_by_id(id)?)
+    }
+
+    /// A page of documents, in the order in which they came.
+    pub fn documents(&self, offset: usize, limit: usize) -> Result<Vec<Document>, RetrieverError> {
+        Ok(self.store().documents(offset, limit)?)
+    }
+
+    /// What documents can be filtered by: at most `most` values of each field.
+    pub fn facets(&self, most: usize) -> Result<Facets, RetrieverError> {
+        self.refresh()?;
+        let state = self.state();
+        Ok(state.rows.columns().facets(state.rows.live(), most))
     }
 
     /// What it holds.
-    pub fn stats(&self) -> Stats {
-        Stats {
-            documents: self.rows.len(),
-            dimensions: self.rows.dimensions(),
-            vector_bytes: self.rows.bytes(),
-            generation: self.generation,
-            graph_vectors: self.graph.as_ref().map(Graph::len),
+    pub fn stats(&self) -> Result<Stats, RetrieverError> {
+        self.refresh()?;
+        let state = self.state();
+        Ok(Stats {
+            documents: state.rows.len(),
+            dimensions: state.rows.dimensions(),
+            vector_bytes: state.rows.bytes(),
+            generation: state.generation.number,
+            graph_vectors: state.graph.as_ref().map(Graph::len),
             document_digest: self.encoder.bundle().manifest.document_digest.clone(),
-        }
+        })
     }
 
     /// The encoder, for embeddings of one's own.
@@ -354,97 +458,139 @@ impl Retriever {
         &self.encoder
     }
 
-    fn wants_graph(&self) -> bool {
-        !self.options.exact && self.rows.len() > EXACT_LIMIT
+    /// Saves the graph if it has changed much; small changes are cheaper to repeat at the next start.
+    pub fn save(&self) -> Result<(), RetrieverError> {
+        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let writer = Writer::open(&self.dir, &ingest::index_key(self.encoder.bundle()))?;
+        self.save_graph()?;
+        Ok(writer.close()?)
     }
 
-    /// Loads the saved graph, or builds it anew and says why.
-    fn open_graph(&mut self) -> Result<(), RetrieverError> {
-        let measure = Measure::of_bundle(self.encoder.bundle());
-        let opened = Graph::open(&self.dir, &self.rows, measure.clone(), self.generation);
-        self.graph = Some(match opened {
-            Ok(graph) => graph,
-            Err(reason) => {
-                (self.options.notice)(&format!("{reason}; rebuilding the graph from documents.sqlite"));
-                let graph = Graph::build(&self.rows, measure)?;
-                // Only the writer may put files there; without that, this process alone has the new graph.
-                let key = ingest::index_key(self.encoder.bundle());
-                let saved = Writer::open(&self.dir, &key).map_err(RetrieverError::from).and_then(|writer| {
-                    // Unless somebody has written meanwhile.
-                    if writer.store().generation()? == self.generation {
-                        graph.save(&self.dir, self.generation)?;
-                    }
-                    Ok(())
-                });
-                if let Err(error) = saved {
-                    (self.options.notice)(&format!("the new graph is not saved: {error}"));
-                }
-                graph
-            }
-        });
+    fn store(&self) -> MutexGuard<'_, Store> {
+        self.store.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn state(&self) -> RwLockReadGuard<'_, State> {
+        self.state.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wants_graph(&self, rows: &Rows) -> bool {
+        !self.options.exact && rows.len() > EXACT_LIMIT
+    }
+
+    /// Writes under the lock of the one writer; what was written is in memory when it returns.
+    fn change<T>(
+        &self,
+        change: impl FnOnce(&mut Writer) -> Result<T, RetrieverError>,
+    ) -> Result<T, RetrieverError> {
+        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut writer = Writer::open(&self.dir, &ingest::index_key(self.encoder.bundle()))?;
+        let changed = change(&mut writer);
+        // Also after an error: some batches may be in.
+        self.refresh()?;
+        if let Err(error) = self.save_graph() {
+            // The documents are safe; the graph will be caught up with, or built again.
+            (self.options.notice)(&format!("the graph is not saved: {error}"));
+        }
+        let closed = writer.close();
+        let changed = changed?;
+        closed?;
+        Ok(changed)
+    }
+
+    /// Saves a graph that lacks many documents on disk; the caller holds the writer's lock.
+    fn save_graph(&self) -> Result<(), RetrieverError> {
+        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(graph) = &state.graph
+            && state.unsaved >= SAVE_AFTER
+        {
+            graph.save(&self.dir, &state.generation)?;
+            state.unsaved = 0;
+        }
         Ok(())
     }
 
-    /// Takes changed rows into the graph and saves it; the caller holds the writer's lock.
-    fn update_graph(&mut self, changed: &[i64]) -> Result<(), GraphError> {
-        if !self.wants_graph() {
+    /// Reads what this or any other process has changed.
+    fn refresh(&self) -> Result<(), RetrieverError> {
+        let store = self.store();
+        if store.generation()?.number == self.state().generation.number {
             return Ok(());
         }
-        let graph = match self.graph.take() {
-            Some(graph) if changed.is_empty() => graph,
-            Some(mut graph) => {
-                graph.update(&self.rows, changed)?;
-                graph.save(&self.dir, self.generation)?;
-                graph
+        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+        let State { rows, generation, graph, unsaved } = &mut *state;
+        let (changes, now) = store.update(rows, generation.number)?;
+        *generation = now;
+        *unsaved += changes.put.len() + changes.removed.len();
+        let updated = match graph {
+            Some(graph) => graph.update(rows, &changes),
+            None if self.wants_graph(rows) => {
+                (self.options.notice)(&format!("building the graph over {} documents", rows.len()));
+                Graph::build(rows, Measure::of_bundle(self.encoder.bundle())).map(|built| {
+                    *unsaved = SAVE_AFTER;
+                    *graph = Some(built);
+                })
             }
-            None => {
-                (self.options.notice)(&format!("building the graph over {} documents", self.rows.len()));
-                let graph = Graph::build(&self.rows, Measure::of_bundle(self.encoder.bundle()))?;
-                graph.save(&self.dir, self.generation)?;
-                graph
-            }
+            None => Ok(()),
         };
-        self.graph = Some(graph);
+        rows.compact();
+        if let Err(error) = updated {
+            *graph = None;
+            (self.options.notice)(&format!(
+                "{error}; every document is scanned until the index is opened again"
+            ));
+        }
         Ok(())
     }
 
-    fn search(
-        &self,
-        queries: &[FoldedQuery],
-        k: usize,
-    ) -> Result<(SearchPath, Vec<Vec<Scored>>), RetrieverError> {
-        let count = search::candidates(k);
-        match &self.graph {
-            // With so many candidates, the scan is the faster way.
-            Some(graph) if count < self.rows.len() / 2 => {
-                let ranked: Result<Vec<_>, GraphError> = queries
-                    .iter()
-                    .map(|query| Ok(search::rescore(query, &self.rows, &graph.search(query, count)?, k)))
-                    .collect();
-                Ok((SearchPath::Graph, ranked?))
-            }
-            _ => Ok((SearchPath::Exact, search::exact(queries, &self.rows, k))),
+    /// Loads the saved graph and links what came after it, or builds it anew and says why.
+    fn open_graph(&self) -> Result<(), RetrieverError> {
+        let store = self.store();
+        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+        let State { rows, graph, unsaved, .. } = &mut *state;
+        if !self.wants_graph(rows) {
+            return Ok(());
         }
+        let measure = Measure::of_bundle(self.encoder.bundle());
+        match saved_graph(&self.dir, &store, rows, measure.clone()) {
+            Ok((saved, changed)) => (*graph, *unsaved) = (Some(saved), changed),
+            Err(reason) => {
+                (self.options.notice)(&format!("{reason}; rebuilding the graph from documents.sqlite"));
+                (*graph, *unsaved) = (Some(Graph::build(rows, measure)?), SAVE_AFTER);
+            }
+        }
+        let save = *unsaved >= SAVE_AFTER;
+        drop((state, store));
+        // Only the writer may put files there; without that, this process alone has the new graph.
+        if save && let Err(error) = self.save() {
+            (self.options.notice)(&format!("the new graph is not saved: {error}"));
+        }
+        Ok(())
     }
 
     fn hits(
         &self,
-        FoldedQuery { constant, .. }: &FoldedQuery,
-        ranked: &[Scored],
+        &FoldedQuery { constant, .. }: &FoldedQuery,
+        ranked: &[(i64, f32)],
+        wanted: &Wanted,
     ) -> Result<Vec<Hit>, RetrieverError> {
         let calibration = self.encoder.bundle().manifest.calibration;
-        let store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
+        let store = self.store();
         let mut hits = Vec::with_capacity(ranked.len());
-        for &Scored { row, score } in ranked {
-            // A document that another process has removed is not shown.
-            if let Some(Document { id, title, text }) = store.document(self.rows.key(row))? {
+        for &(key, score) in ranked {
+            // A document that was removed meanwhile is not shown.
+            if let Some(Document { id, title, text, metadata }) = store.document(key)? {
+                let pair = score - constant;
+                let explanation =
+                    Explanation { query: constant, pair, scale: calibration.scale, bias: calibration.bias };
                 hits.push(Hit {
                     id,
                     title,
                     text,
+                    metadata,
                     score,
                     rerank_score: None,
-                    probability: calibration.probability(score - constant),
+                    probability: calibration.probability(pair),
+                    explanation: wanted.explain.then_some(explanation),
                 });
             }
         }
@@ -452,7 +598,59 @@ impl Retriever {
     }
 }
 
-fn load(store: Store) -> Result<(Store, Rows, u64), RetrieverError> {
+impl State {
+    fn search(
+        &self,
+        queries: &[FoldedQuery],
+        Wanted { k, filter, .. }: &Wanted,
+    ) -> Result<(SearchPath, Vec<Vec<Scored>>), GraphError> {
+        let rows = &self.rows;
+        let selected: Option<FixedBitSet> = filter.as_ref().map(|filter| rows.select(filter));
+        let among = selected.as_ref().map_or(rows.len(), |selected| selected.count_ones(..));
+        let count = search::candidates(*k);
+        match &self.graph {
+            // Among few documents, or with so many candidates, the scan is the faster way.
+            Some(graph) if among > EXACT_LIMIT && count < among / 2 => {
+                let passes = |key: i64| {
+                    rows.row(key).is_some_and(|row| selected.as_ref().is_none_or(|s| s.contains(row)))
+                };
+                let passes: Option<&dyn Fn(i64) -> bool> =
+                    if selected.is_some() { Some(&passes) } else { None };
+                let ranked = queries
+                    .iter()
+                    .map(|query| Ok(search::rescore(query, rows, &graph.search(query, count, passes)?, *k)));
+                Ok((SearchPath::Graph, ranked.collect::<Result<_, GraphError>>()?))
+            }
+            _ => Ok((SearchPath::Exact, search::exact(queries, rows, *k, selected.as_ref()))),
+        }
+    }
+}
+
+/// The graph on disk brought up to date, and how many documents it lacked; an error says why it is of no use.
+fn saved_graph(
+    dir: &Path,
+    store: &Store,
+    rows: &Rows,
+    measure: Measure,
+) -> Result<(Graph, usize), RetrieverError> {
+    let (mut graph, generation) = Graph::open(dir, rows.dimensions(), measure)?;
+    if !store.has_been_at(&generation)? {
+        let expected = "has never been there".into();
+        let (file, found) = (dir.join(crate::index::SIDECAR_NAME), generation.number);
+        return Err(GraphError::Stale { file, what: "generation", found, expected }.into());
+    }
+    let Changes { put, removed } = store.changes_since(generation.number)?;
+    let changed = put.len() + removed.len();
+    if changed > rows.len() / 2 {
+        let expected = format!("has {changed} changes since");
+        let (file, found) = (dir.join(crate::index::SIDECAR_NAME), generation.number);
+        return Err(GraphError::Stale { file, what: "generation", found, expected }.into());
+    }
+    graph.update(rows, &Changes { put, removed })?;
+    Ok((graph, changed))
+}
+
+fn load(store: Store) -> Result<(Store, Rows, Generation), RetrieverError> {
     let (rows, generation) = store.load()?;
     Ok((store, rows, generation))
 }

@@ -3,6 +3,10 @@
 //! Both score with [`FoldedQuery::score`], so a result's number does not depend on the path that found it. Equal scores
 //! are ordered by id, descending, as trec_eval and [`models::metrics::rank`] do.
 
+use crate::columns::Columns;
+use crate::document::Metadata;
+use crate::filter::Filter;
+use fixedbitset::FixedBitSet;
 use models::fold::FoldedQuery;
 use rayon::prelude::*;
 use std::cmp::{Ordering, Reverse};
@@ -17,13 +21,17 @@ const LEAST_CANDIDATES: usize = 64;
 /// Documents per block of the scan: about 1 MB of 256 to 512 numbers, which stays in a core's cache between queries.
 const BLOCK: usize = 512;
 
-/// All vectors of an index in one piece of memory, with key and id of each.
+/// All vectors of an index in one piece of memory, with key, id and metadata of each. A removed row keeps its place until
+/// [`Rows::compact`].
 #[derive(Debug, Clone, Default)]
 pub struct Rows {
     dimensions: usize,
     keys: Vec<i64>,
     ids: Vec<Box<str>>,
     vectors: Vec<f32>,
+    columns: Columns,
+    live: FixedBitSet,
+    removed: usize,
 }
 
 /// One row's score.
@@ -50,30 +58,81 @@ impl Rows {
 
     /// Appends a row, or replaces the one with this key. Keys only ever grow; a vector of another length is cut or
     /// filled with zeros.
-    pub fn push(&mut self, key: i64, id: &str, vector: &[f32]) {
+    pub fn push(&mut self, key: i64, id: &str, vector: &[f32], metadata: &Metadata) {
         let row = match self.row(key) {
             Some(row) => row,
             None => {
                 self.keys.push(key);
                 self.ids.push(id.into());
                 self.vectors.resize(self.keys.len() * self.dimensions, 0.0);
+                self.live.grow_and_insert(self.keys.len() - 1);
                 self.keys.len() - 1
             }
         };
+        self.columns.set(row, metadata);
         let slots = &mut self.vectors[row * self.dimensions..(row + 1) * self.dimensions];
         for (slot, value) in slots.iter_mut().zip(vector) {
             *slot = *value;
         }
     }
 
+    /// Removes the row with this key; tells whether it was there.
+    pub fn remove(&mut self, key: i64) -> bool {
+        let Some(row) = self.row(key) else { return false };
+        self.live.set(row, false);
+        self.removed += 1;
+        true
+    }
+
+    /// Closes the gaps when they are a quarter of all places; rows change their places then.
+    pub fn compact(&mut self) {
+        if self.removed * 4 <= self.keys.len() {
+            return;
+        }
+        let m = self.dimensions;
+        let mut compact = Self::new(m);
+        compact.reserve(self.len());
+        for row in self.live.ones() {
+            compact.keys.push(self.keys[row]);
+            compact.ids.push(std::mem::take(&mut self.ids[row]));
+            compact.vectors.extend_from_slice(&self.vectors[row * m..(row + 1) * m]);
+        }
+        compact.columns = self.columns.compacted(&self.live);
+        compact.live = FixedBitSet::with_capacity(compact.keys.len());
+        compact.live.insert_range(..);
+        *self = compact;
+    }
+
+    /// Rows that pass a filter.
+    pub fn select(&self, filter: &Filter) -> FixedBitSet {
+        let mut selected = self.columns.select(filter, self.places());
+        selected.intersect_with(&self.live);
+        selected
+    }
+
+    /// Metadata by field.
+    pub fn columns(&self) -> &Columns {
+        &self.columns
+    }
+
+    /// Rows that are there.
+    pub fn live(&self) -> &FixedBitSet {
+        &self.live
+    }
+
     /// Number of rows.
     pub fn len(&self) -> usize {
-        self.keys.len()
+        self.keys.len() - self.removed
     }
 
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
-        self.keys.is_empty()
+        self.len() == 0
+    }
+
+    /// Rows and gaps: every row's place is below.
+    pub fn places(&self) -> usize {
+        self.keys.len()
     }
 
     /// Numbers in each vector, m.
@@ -99,7 +158,9 @@ impl Rows {
     /// The row with this key.
     pub fn row(&self, key: i64) -> Option<usize> {
         match self.keys.last() {
-            Some(last) if *last >= key => self.keys.binary_search(&key).ok(),
+            Some(last) if *last >= key => {
+                self.keys.binary_search(&key).ok().filter(|row| self.live.contains(*row))
+            }
             _ => None,
         }
     }
@@ -179,15 +240,23 @@ impl<'a> Best<'a> {
     }
 }
 
-/// The best `k` rows of each query, by scoring all rows: blocks of rows are shared out among all cores, and each block
-/// serves all queries while it is in the cache.
-pub fn exact<'a>(queries: &[FoldedQuery], rows: &'a Rows, k: usize) -> Vec<Vec<Scored>> {
+/// The best `k` rows of each query, by scoring all rows (of those `selected`): blocks of rows are shared out among all
+/// cores, and each block serves all queries while it is in the cache.
+pub fn exact<'a>(
+    queries: &[FoldedQuery],
+    rows: &'a Rows,
+    k: usize,
+    selected: Option<&FixedBitSet>,
+) -> Vec<Vec<Scored>> {
+    let selected = selected.or((rows.removed > 0).then_some(&rows.live));
     let empty = || -> Vec<Best<'a>> { queries.iter().map(|_| Best::new(k)).collect() };
     let scan = |mut best: Vec<Best<'a>>, block: usize| {
-        let end = rows.len().min((block + 1) * BLOCK);
+        let end = rows.places().min((block + 1) * BLOCK);
         for (query, best) in queries.iter().zip(&mut best) {
             for row in block * BLOCK..end {
-                best.offer(rows, row, query.score(rows.vector(row)));
+                if selected.is_none_or(|selected| selected.contains(row)) {
+                    best.offer(rows, row, query.score(rows.vector(row)));
+                }
             }
         }
         best
@@ -195,7 +264,7 @@ pub fn exact<'a>(queries: &[FoldedQuery], rows: &'a Rows, k: usize) -> Vec<Vec<S
     let merge = |a: Vec<Best<'a>>, b: Vec<Best<'a>>| -> Vec<Best<'a>> {
         a.into_iter().zip(b).map(|(a, b)| a.merge(b)).collect()
     };
-    let blocks = rows.len().div_ceil(BLOCK);
+    let blocks = rows.places().div_ceil(BLOCK);
     let best = if blocks * queries.len() <= 1 {
         // Waking other threads takes longer than this.
         (0..blocks).fold(empty(), scan)
@@ -231,7 +300,7 @@ mod tests {
             // Vectors repeat, so that there are equal scores to be ordered.
             let mut vector = Random::new((i % shared) as u64);
             let vector: Vec<f32> = (0..m).map(|_| vector.normal()).collect();
-            rows.push(i as i64 + 1, &format!("{:x}", random.next()), &vector);
+            rows.push(i as i64 + 1, &format!("{:x}", random.next()), &vector, &Metadata::new());
         }
         rows
     }
@@ -245,7 +314,7 @@ mod tests {
                 let folding = Folding::new(form, m, &mut random);
                 let rows = rows(&mut random, n, m, n.max(3) / 3);
                 let queries: Vec<FoldedQuery> = (0..3).map(|_| folding.query(&mut random)).collect();
-                let found = exact(&queries, &rows, k);
+                let found = exact(&queries, &rows, k, None);
                 for (query, found) in queries.iter().zip(found) {
                     let mut all: Vec<(String, f32)> =
                         (0..n).map(|row| (rows.id(row).to_owned(), query.score(rows.vector(row)))).collect();
@@ -269,20 +338,61 @@ mod tests {
         let mut keys: Vec<i64> = (0..300).map(|row| rows.key(row)).collect();
         keys.reverse();
         keys.extend([0, -4, 301, i64::MAX]);
-        assert_eq!(rescore(&query, &rows, &keys, 20), exact(&[query], &rows, 20)[0]);
+        assert_eq!(rescore(&query, &rows, &keys, 20), exact(&[query], &rows, 20, None)[0]);
     }
 
     /// A replaced document that stayed in memory beside its new self would be found by its old text.
     #[test]
     fn pushing_a_known_key_replaces_the_vector() {
         let mut rows = Rows::new(2);
-        rows.push(3, "a", &[1.0, 2.0]);
-        rows.push(7, "b", &[3.0, 4.0]);
-        rows.push(3, "a", &[5.0, 6.0]);
+        let none = Metadata::new();
+        rows.push(3, "a", &[1.0, 2.0], &none);
+        rows.push(7, "b", &[3.0, 4.0], &none);
+        rows.push(3, "a", &[5.0, 6.0], &none);
         assert_eq!(
             (rows.len(), rows.vector(0), rows.row(7), rows.row(4)),
             (2, [5.0, 6.0].as_slice(), Some(1), None)
         );
         assert_eq!(rows.bytes(), 16);
+    }
+
+    /// A removed document that is still found, or one that moved over another, is a wrong answer; so is a document that a
+    /// filter should have kept out, at any selectivity.
+    #[test]
+    fn removals_and_filters_leave_the_others_as_they_were() {
+        let mut random = Random::new(9);
+        let folding = Folding::new(Form::Gated, 8, &mut random);
+        let query = folding.query(&mut random);
+        let metadata = |i: i64| -> Metadata { [("tenth".to_owned(), (i % 10).into())].into_iter().collect() };
+        let mut rows = Rows::new(8);
+        for i in 1..=1500 {
+            rows.push(i, &format!("d{i}"), &random.normals(8), &metadata(i));
+        }
+        let answer = |rows: &Rows, filter: &Filter, k: usize| -> Vec<(i64, f32)> {
+            let selected = rows.select(filter);
+            let found = &exact(std::slice::from_ref(&query), rows, k, Some(&selected))[0];
+            found.iter().map(|s| (rows.key(s.row), s.score)).collect()
+        };
+        let everything = answer(&rows, &Filter::everything(), usize::MAX);
+        let mut there: Vec<i64> = (1..=1500).collect();
+        for round in 0..6 {
+            for key in (round + 1..=1500).step_by(7) {
+                let was = there.contains(&key);
+                assert_eq!(rows.remove(key), was);
+                there.retain(|k| *k != key);
+            }
+            rows.compact();
+            assert_eq!(rows.len(), there.len());
+            let unfiltered = &exact(std::slice::from_ref(&query), &rows, usize::MAX, None)[0];
+            assert_eq!(unfiltered.len(), there.len());
+            for wanted in ["tenth=3", "tenth<9", "tenth=12", "!tenth"] {
+                let filter = Filter::parse(wanted).unwrap();
+                let passes = |key: &i64| there.contains(key) && filter.passes(&metadata(*key));
+                let expected: Vec<(i64, f32)> =
+                    everything.iter().filter(|(key, _)| passes(key)).copied().collect();
+                assert_eq!(answer(&rows, &filter, usize::MAX), expected, "{wanted} in round {round}");
+            }
+        }
+        assert!(rows.places() < 1500, "gaps are closed");
     }
 }

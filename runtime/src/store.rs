@@ -3,18 +3,21 @@
 //! ```text
 //! INDEX/documents.sqlite   this file's tables: write-ahead log, synchronous
 //! INDEX/writer.lock        held by the one process that writes
-//! INDEX/graph.usearch, graph.json   an accelerator that can always be rebuilt (crate::index)
+//! INDEX/graph.json, graph-*.usearch  an accelerator that can always be rebuilt (crate::index)
 //! ```
 //! What a call has acknowledged is on the disk: every batch is a transaction. SQLite has no checksums of its own, so each
-//! vector carries one, checked when vectors are read, and each text a digest, checked when a text is shown.
+//! vector with its metadata carries one, checked when vectors are read, and each text a digest, checked when a text is shown.
+//!
+//! Every batch makes a generation: a number, and a digest over all changes so far. Documents know the generation that
+//! put them there, removed ones leave their key, so whoever has the rows of one generation reads only what came after.
 
 pub use self::error::StoreError;
 use self::error::sql;
+use crate::document::{Document, Metadata};
 use crate::search::Rows;
-use models::beir::Document;
 use models::files;
 use models::student::Form;
-use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
+use rusqlite::{Connection, OpenFlags, OptionalExtension, Params, Row, params};
 use std::collections::HashMap;
 use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
@@ -23,7 +26,7 @@ use std::time::Duration;
 mod error;
 
 /// Version of the tables that this program reads and writes.
-pub const FORMAT_VERSION: u32 = 1;
+pub const FORMAT_VERSION: u32 = 2;
 /// Name of the database inside an index.
 pub const FILE_NAME: &str = "documents.sqlite";
 /// Name of the file that the writer locks.
@@ -42,12 +45,19 @@ const SCHEMA: &str = "
     CREATE TABLE documents (
         key INTEGER PRIMARY KEY AUTOINCREMENT,
         id TEXT NOT NULL UNIQUE,
+        generation INTEGER NOT NULL,
         checksum INTEGER NOT NULL,
+        metadata TEXT NOT NULL,
         vector BLOB NOT NULL,
         digest TEXT NOT NULL,
         title TEXT NOT NULL,
         text TEXT NOT NULL
     ) STRICT;
+    CREATE INDEX documents_by_generation ON documents (generation);
+    CREATE TABLE removed (key INTEGER PRIMARY KEY, id TEXT NOT NULL, generation INTEGER NOT NULL) STRICT;
+    CREATE INDEX removed_by_generation ON removed (generation);
+    CREATE TABLE generations (number INTEGER PRIMARY KEY, digest TEXT NOT NULL) STRICT;
+    INSERT INTO generations VALUES (0, '');
     COMMIT;";
 
 /// What an index is keyed to: everything that shapes a document vector.
@@ -64,10 +74,28 @@ pub struct IndexKey {
 /// A document that is to be stored.
 #[derive(Debug, Clone)]
 pub struct Record<'a> {
-    /// Id, title and text.
+    /// Id, title, text and metadata.
     pub document: &'a Document,
-    /// Its vector, `[m]`.
-    pub vector: Vec<f32>,
+    /// Its vector, `[m]`; `None` keeps the one that is there.
+    pub vector: Option<Vec<f32>>,
+}
+
+/// A moment of an index.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Generation {
+    /// Batches written until then.
+    pub number: u64,
+    /// SHA-256 over all changes until then, in their order.
+    pub digest: String,
+}
+
+/// What has changed between two generations.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// Keys of documents that are new or changed.
+    pub put: Vec<i64>,
+    /// Keys of documents that are gone.
+    pub removed: Vec<i64>,
 }
 
 /// What storing a document will do.
@@ -75,8 +103,10 @@ pub struct Record<'a> {
 pub enum Change {
     /// Its id is new.
     Added,
-    /// Its id is there with other contents.
+    /// Its id is there with another title or text.
     Replaced,
+    /// It is there with other metadata: its vector stays.
+    Relabelled,
     /// It is there as it is.
     Unchanged,
 }
@@ -143,10 +173,32 @@ impl Store {
         &self.file
     }
 
-    /// Number of the last change: a graph is only as good as the generation it was built from.
-    pub fn generation(&self) -> Result<u64, StoreError> {
-        let value = self.meta("generation")?;
-        value.parse().map_err(|_| self.damaged(format!("generation is `{value}`")))
+    /// The moment this is at.
+    pub fn generation(&self) -> Result<Generation, StoreError> {
+        self.connection
+            .prepare_cached("SELECT number, digest FROM generations ORDER BY number DESC LIMIT 1")
+            .and_then(|mut statement| {
+                let generation = |row: &Row<'_>| {
+                    Ok(Generation { number: row.get::<_, i64>(0)?.cast_unsigned(), digest: row.get(1)? })
+                };
+                statement.query_row([], generation).optional()
+            })
+            .map_err(sql(&self.file))?
+            .ok_or_else(|| self.damaged("it has no generation".into()))
+    }
+
+    /// Whether this index has been at that moment.
+    pub fn has_been_at(&self, generation: &Generation) -> Result<bool, StoreError> {
+        let digest: Option<String> = self
+            .connection
+            .query_row(
+                "SELECT digest FROM generations WHERE number = ?1",
+                [generation.number.cast_signed()],
+                |row| row.get(0),
+            )
+            .optional()
+            .map_err(sql(&self.file))?;
+        Ok(digest.as_ref() == Some(&generation.digest))
     }
 
     /// Number of documents.
@@ -159,56 +211,124 @@ impl Store {
     }
 
     /// Reads all vectors, each against its checksum, with the generation they belong to. The rows are in order of key.
-    pub fn load(&self) -> Result<(Rows, u64), StoreError> {
-        // One transaction: vectors and generation belong together even while somebody writes.
-        let transaction = self.connection.unchecked_transaction().map_err(sql(&self.file))?;
+    pub fn load(&self) -> Result<(Rows, Generation), StoreError> {
         let mut rows = Rows::new(self.inner_dimensions);
         rows.reserve(self.count()?);
-        let mut statement = transaction
-            .prepare("SELECT key, id, checksum, vector FROM documents ORDER BY key")
-            .map_err(sql(&self.file))?;
-        let mut found = statement.query([]).map_err(sql(&self.file))?;
+        let generation = self.update(&mut rows, 0)?.1;
+        Ok((rows, generation))
+    }
+
+    /// Brings rows of an earlier generation up to date.
+    pub fn update(&self, rows: &mut Rows, since: u64) -> Result<(Changes, Generation), StoreError> {
+        // One transaction: changes and generation belong together even while somebody writes.
+        let transaction = self.connection.unchecked_transaction().map_err(sql(&self.file))?;
+        let changes = Changes { removed: self.removed_since(since)?, ..Changes::default() };
+        for key in &changes.removed {
+            rows.remove(*key);
+        }
+        let changes = Changes { put: self.put_since(rows, since)?, ..changes };
+        let generation = self.generation()?;
+        transaction.commit().map_err(sql(&self.file))?;
+        Ok((changes, generation))
+    }
+
+    /// Keys that changed after a generation.
+    pub fn changes_since(&self, since: u64) -> Result<Changes, StoreError> {
+        let put = "SELECT key FROM documents WHERE generation > ?1 ORDER BY key";
+        Ok(Changes { put: self.keys(put, since)?, removed: self.removed_since(since)? })
+    }
+
+    fn removed_since(&self, since: u64) -> Result<Vec<i64>, StoreError> {
+        self.keys("SELECT key FROM removed WHERE generation > ?1 ORDER BY key", since)
+    }
+
+    fn keys(&self, query: &str, since: u64) -> Result<Vec<i64>, StoreError> {
+        let read = || -> rusqlite::Result<Vec<i64>> {
+            let mut statement = self.connection.prepare_cached(query)?;
+            statement.query_map([since.cast_signed()], |row| row.get(0))?.collect()
+        };
+        read().map_err(sql(&self.file))
+    }
+
+    fn put_since(&self, rows: &mut Rows, since: u64) -> Result<Vec<i64>, StoreError> {
+        const COLUMNS: &str = "SELECT key, id, checksum, metadata, vector FROM documents";
+        let query = match since {
+            // In the table's own order, without the index.
+            0 => format!("{COLUMNS} WHERE ?1 = 0 ORDER BY key"),
+            _ => format!("{COLUMNS} WHERE generation > ?1 ORDER BY key"),
+        };
+        let mut statement = self.connection.prepare_cached(&query).map_err(sql(&self.file))?;
+        let mut found = statement.query([since.cast_signed()]).map_err(sql(&self.file))?;
+        let mut keys = Vec::new();
         let mut vector = vec![0f32; self.inner_dimensions];
         while let Some(row) = found.next().map_err(sql(&self.file))? {
-            let read = || -> rusqlite::Result<(i64, &str, i64, &[u8])> {
+            let read = || -> rusqlite::Result<(i64, &str, i64, &str, &[u8])> {
                 let text = |i| row.get_ref(i)?.as_str().map_err(rusqlite::Error::from);
-                let blob = row.get_ref(3)?.as_blob().map_err(rusqlite::Error::from)?;
-                Ok((row.get(0)?, text(1)?, row.get(2)?, blob))
+                let blob = row.get_ref(4)?.as_blob().map_err(rusqlite::Error::from)?;
+                Ok((row.get(0)?, text(1)?, row.get(2)?, text(3)?, blob))
             };
-            let (key, id, expected, blob) = read().map_err(sql(&self.file))?;
+            let (key, id, expected, metadata, blob) = read().map_err(sql(&self.file))?;
             let bytes = self.inner_dimensions * size_of::<f32>();
-            if blob.len() != bytes || checksum(id, blob) != expected {
+            if blob.len() != bytes || checksum(id, metadata, blob) != expected {
                 return Err(self.damaged(format!("the vector of document `{id}` fails its checksum")));
             }
             for (slot, four) in vector.iter_mut().zip(blob.chunks_exact(4)) {
                 *slot = f32::from_le_bytes([four[0], four[1], four[2], four[3]]);
             }
-            rows.push(key, id, &vector);
+            rows.push(key, id, &vector, &self.metadata(id, metadata)?);
+            keys.push(key);
         }
-        Ok((rows, self.generation()?))
+        Ok(keys)
+    }
+
+    fn metadata(&self, id: &str, text: &str) -> Result<Metadata, StoreError> {
+        if text == NO_METADATA {
+            return Ok(Metadata::new());
+        }
+        serde_json::from_str(text)
+            .map_err(|error| self.damaged(format!("the metadata of document `{id}` is not JSON: {error}")))
     }
 
     /// A document by its key, its texts checked against their digest; `None` if it is gone.
     pub fn document(&self, key: i64) -> Result<Option<Document>, StoreError> {
+        self.one("SELECT id, title, text, metadata, digest FROM documents WHERE key = ?1", [key])
+    }
+
+    /// A document by its id.
+    pub fn document_by_id(&self, id: &str) -> Result<Option<Document>, StoreError> {
+        self.one("SELECT id, title, text, metadata, digest FROM documents WHERE id = ?1", [id])
+    }
+
+    /// A page of documents, in the order in which they came.
+    pub fn documents(&self, offset: usize, limit: usize) -> Result<Vec<Document>, StoreError> {
+        let bound = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
+        let read = || -> rusqlite::Result<Vec<(Document, String, String)>> {
+            let mut statement = self.connection.prepare_cached(
+                "SELECT id, title, text, metadata, digest FROM documents ORDER BY key LIMIT ?2 OFFSET ?1",
+            )?;
+            statement.query_map([bound(offset), bound(limit)], stored)?.collect()
+        };
+        read().map_err(sql(&self.file))?.into_iter().map(|found| self.checked(found)).collect()
+    }
+
+    fn one(&self, query: &str, by: impl Params) -> Result<Option<Document>, StoreError> {
         let found = self
             .connection
-            .prepare_cached("SELECT id, title, text, digest FROM documents WHERE key = ?1")
-            .and_then(|mut statement| {
-                statement
-                    .query_row([key], |row| {
-                        Ok((
-                            Document { id: row.get(0)?, title: row.get(1)?, text: row.get(2)? },
-                            row.get::<_, String>(3)?,
-                        ))
-                    })
-                    .optional()
-            })
+            .prepare_cached(query)
+            .and_then(|mut statement| statement.query_row(by, stored).optional())
             .map_err(sql(&self.file))?;
-        let Some((document, expected)) = found else { return Ok(None) };
-        if digest(&document) != expected {
+        found.map(|found| self.checked(found)).transpose()
+    }
+
+    fn checked(
+        &self,
+        (mut document, metadata, expected): (Document, String, String),
+    ) -> Result<Document, StoreError> {
+        if digest(&document, &metadata) != expected {
             return Err(self.damaged(format!("the text of document `{}` fails its digest", document.id)));
         }
-        Ok(Some(document))
+        document.metadata = self.metadata(&document.id, &metadata)?;
+        Ok(document)
     }
 
     fn meta(&self, name: &str) -> Result<String, StoreError> {
@@ -232,8 +352,8 @@ impl Writer {
         let file = dir.join(FILE_NAME);
         let connection = Connection::open(&file).map_err(sql(&file))?;
         connection.execute_batch(SCHEMA).map_err(sql(&file))?;
-        let entries = [("format_version", FORMAT_VERSION.to_string()), ("generation", "0".to_owned())];
-        let entries = entries.into_iter().chain(key.entries().map(|(_, name, value)| (name, value)));
+        let version = [("format_version", FORMAT_VERSION.to_string())];
+        let entries = version.into_iter().chain(key.entries().map(|(_, name, value)| (name, value)));
         for (name, value) in entries {
             connection
                 .execute("INSERT INTO meta (name, value) VALUES (?1, ?2)", params![name, value])
@@ -263,15 +383,22 @@ impl Writer {
         let mut statement = self
             .store
             .connection
-            .prepare_cached("SELECT digest FROM documents WHERE id = ?1")
+            .prepare_cached("SELECT digest, title, text FROM documents WHERE id = ?1")
             .map_err(sql(file))?;
         let mut plan = Vec::with_capacity(documents.len());
         for document in documents {
-            let found: Option<String> =
-                statement.query_row([&document.id], |row| row.get(0)).optional().map_err(sql(file))?;
+            let found: Option<(String, String, String)> = statement
+                .query_row([&document.id], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
+                .optional()
+                .map_err(sql(file))?;
             plan.push(match found {
                 None => Change::Added,
-                Some(found) if found == digest(document) => Change::Unchanged,
+                Some((found, ..)) if found == digest(document, &written(&document.metadata)) => {
+                    Change::Unchanged
+                }
+                Some((_, title, text)) if title == document.title && text == document.text => {
+                    Change::Relabelled
+                }
                 Some(_) => Change::Replaced,
             });
         }
@@ -281,36 +408,85 @@ impl Writer {
     /// Stores a batch, all of it or nothing, and returns the documents' keys; when it returns, the batch survives a
     /// power cut. A document whose id is there replaces the old one and keeps its key.
     pub fn put(&mut self, records: &[Record<'_>]) -> Result<Vec<i64>, StoreError> {
+        let next = self.store.generation()?;
+        let number = next.number.cast_signed() + 1;
         let Store { file, connection, inner_dimensions } = &mut self.store;
         let transaction = connection.transaction().map_err(sql(file))?;
         let mut keys = Vec::with_capacity(records.len());
+        let mut changes = vec![next.digest];
         {
-            let mut statement = transaction
+            let mut insert = transaction
                 .prepare_cached(
-                    "INSERT INTO documents (id, checksum, vector, digest, title, text)
-                     VALUES (?1, ?2, ?3, ?4, ?5, ?6)
-                     ON CONFLICT (id) DO UPDATE SET checksum = excluded.checksum, vector = excluded.vector,
+                    "INSERT INTO documents (id, generation, checksum, metadata, vector, digest, title, text)
+                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)
+                     ON CONFLICT (id) DO UPDATE SET generation = excluded.generation,
+                         checksum = excluded.checksum, metadata = excluded.metadata, vector = excluded.vector,
                          digest = excluded.digest, title = excluded.title, text = excluded.text
                      RETURNING key",
                 )
                 .map_err(sql(file))?;
+            let mut known = transaction
+                .prepare_cached("SELECT vector FROM documents WHERE id = ?1")
+                .map_err(sql(file))?;
             for Record { document, vector } in records {
-                let finite = vector.iter().all(|x| x.is_finite());
-                if vector.len() != *inner_dimensions || !finite {
-                    let (id, found, expected) = (document.id.clone(), vector.len(), *inner_dimensions);
-                    return Err(StoreError::Vector { id, found, finite, expected });
-                }
-                let blob: Vec<u8> = vector.iter().flat_map(|x| x.to_le_bytes()).collect();
-                let Document { id, title, text } = document;
-                let row = params![id, checksum(id, &blob), blob, digest(document), title, text];
-                keys.push(statement.query_row(row, |row| row.get(0)).map_err(sql(file))?);
+                let Document { id, title, text, metadata } = document;
+                let blob: Vec<u8> = match vector {
+                    Some(vector) => {
+                        let finite = vector.iter().all(|x| x.is_finite());
+                        if vector.len() != *inner_dimensions || !finite {
+                            let (id, found, expected) = (id.clone(), vector.len(), *inner_dimensions);
+                            return Err(StoreError::Vector { id, found, finite, expected });
+                        }
+                        vector.iter().flat_map(|x| x.to_le_bytes()).collect()
+                    }
+                    None => known.query_row([id], |row| row.get(0)).map_err(sql(file))?,
+                };
+                let metadata = written(metadata);
+                let (checksum, digest) = (checksum(id, &metadata, &blob), digest(document, &metadata));
+                let row = params![id, number, checksum, metadata, blob, digest, title, text];
+                keys.push(insert.query_row(row, |row| row.get(0)).map_err(sql(file))?);
+                changes.extend(["put".to_owned(), digest]);
             }
         }
-        transaction
-            .execute("UPDATE meta SET value = CAST(value AS INTEGER) + 1 WHERE name = 'generation'", [])
-            .map_err(sql(file))?;
-        transaction.commit().map_err(sql(file))?;
+        commit_generation(transaction, number, &changes).map_err(sql(file))?;
         Ok(keys)
+    }
+
+    /// Removes documents, all of them or none, and returns the keys of those that were there; when it returns, they stay
+    /// removed after a power cut.
+    pub fn remove<S: AsRef<str>>(&mut self, ids: &[S]) -> Result<Vec<i64>, StoreError> {
+        let next = self.store.generation()?;
+        let number = next.number.cast_signed() + 1;
+        let Store { file, connection, .. } = &mut self.store;
+        let transaction = connection.transaction().map_err(sql(file))?;
+        let mut keys = Vec::new();
+        let mut changes = vec![next.digest];
+        {
+            let mut delete = transaction
+                .prepare_cached("DELETE FROM documents WHERE id = ?1 RETURNING key")
+                .map_err(sql(file))?;
+            let mut remember = transaction
+                .prepare_cached("INSERT INTO removed (key, id, generation) VALUES (?1, ?2, ?3)")
+                .map_err(sql(file))?;
+            for id in ids.iter().map(AsRef::as_ref) {
+                let key: Option<i64> =
+                    delete.query_row([id], |row| row.get(0)).optional().map_err(sql(file))?;
+                if let Some(key) = key {
+                    remember.execute(params![key, id, number]).map_err(sql(file))?;
+                    keys.push(key);
+                    changes.extend(["remove".to_owned(), id.to_owned()]);
+                }
+            }
+        }
+        if !keys.is_empty() {
+            commit_generation(transaction, number, &changes).map_err(sql(file))?;
+        }
+        Ok(keys)
+    }
+
+    /// Gives the room of removed documents back to the file system.
+    pub fn compact(&mut self) -> Result<(), StoreError> {
+        self.store.connection.execute_batch("VACUUM").map_err(sql(&self.store.file))
     }
 
     /// Moves the log into the database and closes it, so that the directory can be copied or renamed.
@@ -367,16 +543,46 @@ fn lock(dir: &Path) -> Result<File, StoreError> {
     }
 }
 
-/// SHA-256 over id, title and text.
-fn digest(document: &Document) -> String {
-    files::sha256_parts([document.id.as_bytes(), document.title.as_bytes(), document.text.as_bytes()])
+/// A document without metadata.
+const NO_METADATA: &str = "{}";
+
+/// Metadata as it is stored and digested.
+fn written(metadata: &Metadata) -> String {
+    if metadata.is_empty() {
+        return NO_METADATA.to_owned();
+    }
+    serde_json::Value::Object(metadata.clone()).to_string()
+}
+
+/// Id, title, text; metadata; digest.
+fn stored(row: &Row<'_>) -> rusqlite::Result<(Document, String, String)> {
+    let metadata = Metadata::new();
+    let document = Document { id: row.get(0)?, title: row.get(1)?, text: row.get(2)?, metadata };
+    Ok((document, row.get(3)?, row.get(4)?))
+}
+
+/// Ends a batch: its generation's digest continues the one before it.
+fn commit_generation(
+    transaction: rusqlite::Transaction<'_>,
+    number: i64,
+    changes: &[String],
+) -> rusqlite::Result<()> {
+    let digest = files::sha256_parts(changes.iter().map(String::as_bytes));
+    transaction
+        .execute("INSERT INTO generations (number, digest) VALUES (?1, ?2)", params![number, digest])?;
+    transaction.commit()
+}
+
+/// SHA-256 over id, title, text and metadata.
+fn digest(Document { id, title, text, .. }: &Document, metadata: &str) -> String {
+    files::sha256_parts([id.as_bytes(), title.as_bytes(), text.as_bytes(), metadata.as_bytes()])
 }
 
 /// 64-bit checksum against damage (not against forgery): every step is a bijection of the state for a fixed input and of
 /// the input for a fixed state, so that no change within one word can go unseen.
-fn checksum(id: &str, vector: &[u8]) -> i64 {
+fn checksum(id: &str, metadata: &str, vector: &[u8]) -> i64 {
     let mut state = 0xcbf2_9ce4_8422_2325u64;
-    for part in [id.as_bytes(), vector] {
+    for part in [id.as_bytes(), metadata.as_bytes(), vector] {
         state = mix(state ^ part.len() as u64);
         for chunk in part.chunks(8) {
             let mut word = [0u8; 8];

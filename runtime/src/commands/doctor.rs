@@ -130,15 +130,17 @@ fn check_index(findings: &mut Findings, bundle: &Bundle, dir: &std::path::Path) 
         Ok((rows, generation))
     });
     let Some((rows, generation)) = findings.take("index", loaded)? else { return Ok(()) };
-    let detail = format!("{}, {} documents, generation {generation}", dir.display(), rows.len());
+    let number = generation.number;
+    let detail = format!("{}, {} documents, generation {number}", dir.display(), rows.len());
     findings.line(true, "index", detail)?;
     if rows.len() <= EXACT_LIMIT {
         return findings.line(true, "graph", format!("not needed up to {EXACT_LIMIT} documents"));
     }
-    let opened = Graph::open(dir, &rows, Measure::of_bundle(bundle), generation);
+    let opened = Graph::open(dir, rows.dimensions(), Measure::of_bundle(bundle));
     match opened {
-        Ok(graph) => {
-            findings.line(true, "graph", format!("{} vectors, generation {generation}", graph.len()))
+        Ok((graph, of)) => {
+            let behind = number.saturating_sub(of.number);
+            findings.line(true, "graph", format!("{} vectors, {behind} generations behind", graph.len()))
         }
         Err(error) => findings.line(false, "graph", format!("{error}; the next query rebuilds it")),
     }

@@ -3,7 +3,7 @@
 use crate::{Global, Outcome};
 use anyhow::Context;
 use indicatif::{ProgressBar, ProgressStyle};
-use models::beir;
+use runtime::document::Source;
 use runtime::ingest::{AddReport, Progress};
 use runtime::retriever::Retriever;
 use runtime::store;
@@ -19,7 +19,8 @@ pub struct Args {
     /// Bundle directory, as written by `export --onnx`
     #[arg(long, value_name = "DIR")]
     bundle: PathBuf,
-    /// JSON lines with `_id`, `title` and `text`, or a folder in BEIR layout
+    /// JSON lines with `_id`, `title`, `text` and `metadata`; a .csv file (columns beside `id`, `title` and `text` are
+    /// metadata); a folder in BEIR layout; `-` for JSON lines on stdin
     #[arg(long, value_name = "FILE")]
     documents: PathBuf,
     /// Index directory: created, or added to where it exists
@@ -29,9 +30,7 @@ pub struct Args {
 
 /// Reads all documents before it opens anything else, so that a broken line costs nothing.
 pub fn run(args: &Args, global: &Global) -> anyhow::Result<Outcome> {
-    let file =
-        if args.documents.is_dir() { args.documents.join("corpus.jsonl") } else { args.documents.clone() };
-    let documents = beir::read_documents(&file)?;
+    let documents = Source::of(&args.documents).read()?;
     let options = global.options();
     let bar = ProgressBar::hidden();
     let mut started = None;
@@ -40,7 +39,7 @@ pub fn run(args: &Args, global: &Global) -> anyhow::Result<Outcome> {
         show(&bar, progress);
     };
     let report = if args.out.join(store::FILE_NAME).exists() {
-        let mut retriever = Retriever::open(&args.bundle, &args.out, options)?;
+        let retriever = Retriever::open(&args.bundle, &args.out, options)?;
         retriever.add_with(&documents, &mut progress)?
     } else {
         Retriever::create(&args.bundle, &args.out, &documents, &options, &mut progress)?

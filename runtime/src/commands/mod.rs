@@ -4,3 +4,4 @@ pub mod bench;
 pub mod doctor;
 pub mod index;
 pub mod query;
+pub mod remove;

@@ -1,13 +1,20 @@
-//! `runtime query`: one query for a person or a program, or a stream of them on stdin.
+//! `runtime query`: one query for a person or a program, a stream of them on stdin, or a file of them to a run file.
 
 use crate::{Global, Outcome};
 use anyhow::{Context, bail};
+use models::beir::{self, Query};
+use models::files;
+use runtime::filter::Filter;
 use runtime::reranker::Reranker;
-use runtime::retriever::{Answer, Options, Retriever, RetrieverError};
+use runtime::retriever::{Answer, Explanation, Options, Retriever, RetrieverError, Wanted};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use std::fmt::Write as _;
 use std::io::{self, BufRead, BufReader, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+
+/// Queries of a file that are encoded together.
+const BATCH: usize = 32;
 
 /// Ask for the documents that best answer a query
 #[derive(Debug, clap::Args)]
@@ -19,11 +26,22 @@ pub struct Args {
     #[arg(long, value_name = "DIR")]
     index: PathBuf,
     /// The query
-    #[arg(value_name = "TEXT", required_unless_present = "stdin", conflicts_with = "stdin")]
+    #[arg(
+        value_name = "TEXT",
+        required_unless_present_any = ["stdin", "queries"],
+        conflicts_with_all = ["stdin", "queries"]
+    )]
     text: Option<String>,
     /// Results wanted
     #[arg(short, value_name = "K", default_value_t = 5)]
     k: usize,
+    /// Only documents whose metadata pass: `room=kitchen`, `room!=bath`, `floor>=2`, `room in kitchen,bath`, `!room`, or
+    /// JSON as vector databases take it; several must all hold
+    #[arg(long, value_name = "CONDITION", value_parser = Filter::parse)]
+    filter: Vec<Filter>,
+    /// Tell what each score is made of
+    #[arg(long)]
+    explain: bool,
     /// Answer with one JSON object
     #[arg(long)]
     json: bool,
@@ -36,9 +54,15 @@ pub struct Args {
     /// Score every document, whatever the size of the index
     #[arg(long)]
     exact: bool,
-    /// Read queries from stdin: a line {"query": "...", "k"?: n, "id"?: any} in, a line of JSON out
+    /// Read queries from stdin: a line {"query": "...", "k"?: n, "filter"?: {...}, "id"?: any} in, a line of JSON out
     #[arg(long)]
     stdin: bool,
+    /// Answer all queries of a file (JSON lines with `_id` and `text`, or a folder in BEIR layout) as a TREC run
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["stdin", "json", "explain", "reranker"])]
+    queries: Option<PathBuf>,
+    /// Where the run goes [default: stdout]
+    #[arg(long, value_name = "FILE", requires = "queries")]
+    run: Option<PathBuf>,
 }
 
 /// A line of `--stdin`.
@@ -47,6 +71,7 @@ pub struct Args {
 struct Request {
     query: String,
     k: Option<usize>,
+    filter: Option<Filter>,
     id: Option<Value>,
 }
 
@@ -68,10 +93,12 @@ struct Answerer {
 }
 
 impl Answerer {
-    fn answer(&self, text: &str, k: usize) -> Result<Answer, RetrieverError> {
+    fn answer(&self, text: &str, wanted: Wanted) -> Result<Answer, RetrieverError> {
         match &self.reranker {
-            None => self.retriever.query(text, k),
-            Some((reranker, candidates)) => self.retriever.query_reranked(text, k, reranker, *candidates),
+            None => self.retriever.query(text, wanted),
+            Some((reranker, candidates)) => {
+                self.retriever.query_reranked(text, wanted, reranker, *candidates)
+            }
         }
     }
 }
@@ -100,12 +127,17 @@ pub fn run(args: &Args, global: &Global) -> anyhow::Result<Outcome> {
             Some((opened, args.rerank))
         }
     };
+    let filter = (!args.filter.is_empty()).then(|| Filter::all(args.filter.clone()));
+    let wanted = Wanted { k: args.k, filter, explain: args.explain };
+    if let Some(queries) = &args.queries {
+        return answer_file(&retriever, &wanted, queries, args.run.as_deref());
+    }
     let answerer = Answerer { retriever, reranker };
     let Some(text) = &args.text else {
-        answer_lines(&answerer, args.k, BufReader::new(io::stdin().lock()), io::stdout().lock())?;
+        answer_lines(&answerer, &wanted, BufReader::new(io::stdin().lock()), io::stdout().lock())?;
         return Ok(Outcome::Done);
     };
-    let answer = answerer.answer(text, args.k)?;
+    let answer = answerer.answer(text, wanted)?;
     let outcome = if answer.results.is_empty() { Outcome::Nothing } else { Outcome::Done };
     let mut out = io::stdout().lock();
     if args.json {
@@ -122,7 +154,7 @@ pub fn run(args: &Args, global: &Global) -> anyhow::Result<Outcome> {
             timing.encode,
             timing.search,
             serde_json::to_value(answer.path)?.as_str().unwrap_or_default(),
-            answerer.retriever.stats().documents,
+            answerer.retriever.stats()?.documents,
         );
     }
     Ok(outcome)
@@ -131,7 +163,7 @@ pub fn run(args: &Args, global: &Global) -> anyhow::Result<Outcome> {
 /// A line out for each line in, flushed at once; a bad line is answered with its error, and the next one is read.
 fn answer_lines(
     answerer: &Answerer,
-    k: usize,
+    wanted: &Wanted,
     mut input: impl BufRead,
     mut output: impl Write,
 ) -> anyhow::Result<()> {
@@ -144,23 +176,30 @@ fn answer_lines(
         if bytes.trim_ascii().is_empty() {
             continue;
         }
-        let answer = answer_line(answerer, k, line, &bytes);
+        let answer = answer_line(answerer, wanted, line, &bytes);
         writeln!(output, "{answer}").and_then(|()| output.flush()).context("cannot write to stdout")?;
     }
     Ok(())
 }
 
-fn answer_line(answerer: &Answerer, k: usize, line: usize, bytes: &[u8]) -> String {
+fn answer_line(answerer: &Answerer, typed: &Wanted, line: usize, bytes: &[u8]) -> String {
     let request: Request = match serde_json::from_slice(bytes) {
         Ok(request) => request,
         Err(error) => {
-            let error =
-                format!("line {line}: not a JSON object with `query` and optional `k` and `id`: {error}");
+            let error = format!(
+                "line {line}: not a JSON object with `query` and optional `k`, `filter` and `id`: {error}"
+            );
             return json!({ "error": error, "line": line }).to_string();
         }
     };
-    let Request { query, k: wanted, id } = request;
-    let answered = answerer.answer(&query, wanted.unwrap_or(k)).map_err(|error| error.to_string());
+    let Request { query, k, filter, id } = request;
+    // What was typed holds for every line.
+    let filter = match (typed.filter.clone(), filter) {
+        (Some(typed), Some(sent)) => Some(Filter::all(vec![typed, sent])),
+        (typed, sent) => typed.or(sent),
+    };
+    let wanted = Wanted { k: k.unwrap_or(typed.k), filter, explain: typed.explain };
+    let answered = answerer.answer(&query, wanted).map_err(|error| error.to_string());
     let printed = answered.and_then(|answer| {
         let response = Response { id: id.clone(), query: &query, answer };
         serde_json::to_string(&response).map_err(|error| error.to_string())
@@ -172,6 +211,31 @@ fn answer_line(answerer: &Answerer, k: usize, line: usize, bytes: &[u8]) -> Stri
         }
         answer.to_string()
     })
+}
+
+/// All queries of a file; what is written appears whole or not at all.
+fn answer_file(
+    retriever: &Retriever,
+    wanted: &Wanted,
+    file: &Path,
+    run: Option<&Path>,
+) -> anyhow::Result<Outcome> {
+    let file = if file.is_dir() { file.join("queries.jsonl") } else { file.to_owned() };
+    let queries = beir::read_queries(&file)?;
+    let mut lines = String::new();
+    for batch in queries.chunks(BATCH) {
+        let texts: Vec<&str> = batch.iter().map(|query| query.text.as_str()).collect();
+        for (Query { id, .. }, answer) in batch.iter().zip(retriever.query_batch(&texts, wanted.clone())?) {
+            for (rank, hit) in (1..).zip(answer.results) {
+                writeln!(lines, "{id} Q0 {} {rank} {} rabtriever", hit.id, hit.score)?;
+            }
+        }
+    }
+    match run {
+        Some(run) => files::write_atomic(run, |writer| writer.write_all(lines.as_bytes()))?,
+        None => io::stdout().write_all(lines.as_bytes()).context("cannot write to stdout")?,
+    }
+    Ok(Outcome::Done)
 }
 
 /// Rank, probability, id and title on a line, the text below.
@@ -186,6 +250,19 @@ fn for_people(answer: &Answer) -> String {
         page.push('\n');
         for line in hit.text.lines() {
             page += &format!("     {line}\n");
+        }
+        if !hit.metadata.is_empty() {
+            let fields = hit.metadata.iter().map(|(name, value)| match value {
+                Value::String(text) => format!("{name}={text}"),
+                value => format!("{name}={value}"),
+            });
+            page += &format!("     [{}]\n", fields.collect::<Vec<_>>().join(", "));
+        }
+        if let Some(Explanation { query, pair, scale, bias }) = hit.explanation {
+            page += &format!(
+                "     score {:.3} = query {query:.3} + pair {pair:.3}; probability = sigmoid({scale:.3} x pair {bias:+.3})\n",
+                hit.score
+            );
         }
     }
     page
@@ -223,13 +300,23 @@ mod tests {
     #[test]
     fn the_json_line_keeps_its_shape() {
         let (id, title, text) = ("d1".into(), "T".into(), "x".into());
-        let hit = Hit { id, title, text, score: 1.5, rerank_score: None, probability: 0.75 };
+        let metadata = [("room".to_owned(), json!("bath"))].into_iter().collect();
+        let hit = Hit {
+            id,
+            title,
+            text,
+            metadata,
+            score: 1.5,
+            rerank_score: None,
+            probability: 0.75,
+            explanation: None,
+        };
         let timing = Timing { tokenise: 0.5, encode: 2.0, search: 1.0, rerank: None };
         let answer = Answer { results: vec![hit], timing, path: SearchPath::Exact };
         let response = Response { id: Some(json!(7)), query: "q", answer };
         assert_eq!(
             serde_json::to_string(&response).unwrap(),
-            r#"{"id":7,"query":"q","results":[{"id":"d1","title":"T","text":"x","score":1.5,"probability":0.75}],"timing_ms":{"tokenise":0.5,"encode":2.0,"search":1.0},"path":"exact"}"#
+            r#"{"id":7,"query":"q","results":[{"id":"d1","title":"T","text":"x","metadata":{"room":"bath"},"score":1.5,"probability":0.75}],"timing_ms":{"tokenise":0.5,"encode":2.0,"search":1.0},"path":"exact"}"#
         );
     }
 }

@@ -1,6 +1,8 @@
 use super::*;
+use crate::document::Metadata;
 use crate::search;
 use crate::testing::{Folding, Random};
+use fixedbitset::FixedBitSet;
 use std::fs;
 
 const M: usize = 32;
@@ -12,7 +14,7 @@ fn clustered(folding: &Folding, n: usize, random: &mut Random) -> (Rows, Vec<Vec
     for i in 0..n {
         let centre = &centres[i % centres.len()];
         let latent: Vec<f32> = centre.iter().map(|x| x + 0.4 * random.normal()).collect();
-        rows.push(i as i64 + 1, &format!("d{i}"), &folding.folded.document(&latent));
+        rows.push(i as i64 + 1, &format!("d{i}"), &folding.folded.document(&latent), &Metadata::new());
     }
     (rows, centres)
 }
@@ -20,8 +22,8 @@ fn clustered(folding: &Folding, n: usize, random: &mut Random) -> (Rows, Vec<Vec
 fn recall(graph: &Graph, rows: &Rows, queries: &[FoldedQuery]) -> f64 {
     const K: usize = 10;
     let mut found = 0;
-    for (query, exact) in queries.iter().zip(search::exact(queries, rows, K)) {
-        let candidates = graph.search(query, search::candidates(K)).unwrap();
+    for (query, exact) in queries.iter().zip(search::exact(queries, rows, K, None)) {
+        let candidates = graph.search(query, search::candidates(K), None).unwrap();
         let graph: Vec<usize> = search::rescore(query, rows, &candidates, K).iter().map(|s| s.row).collect();
         found += exact.iter().filter(|s| graph.contains(&s.row)).count();
     }
@@ -68,12 +70,12 @@ fn more_callers_than_threads_are_served() {
     for form in [Form::Gated, Form::Relu] {
         let (measure, rows, queries) = setup(form, 500, 3);
         let graph = Graph::build(&rows, measure).unwrap();
-        let expected: Vec<Vec<i64>> = queries.iter().map(|q| graph.search(q, 20).unwrap()).collect();
+        let expected: Vec<Vec<i64>> = queries.iter().map(|q| graph.search(q, 20, None).unwrap()).collect();
         std::thread::scope(|scope| {
             for _ in 0..2 * rayon::current_num_threads() + 6 {
                 scope.spawn(|| {
                     for (query, expected) in queries.iter().zip(&expected) {
-                        assert_eq!(&graph.search(query, 20).unwrap(), expected);
+                        assert_eq!(&graph.search(query, 20, None).unwrap(), expected);
                     }
                 });
             }
@@ -81,7 +83,7 @@ fn more_callers_than_threads_are_served() {
     }
 }
 
-/// New and changed documents must be found at once, and the measure must be back in place.
+/// New and changed documents must be found at once, removed ones never, and the measure must be back in place.
 #[test]
 fn documents_added_later_are_found() {
     for form in [Form::Gated, Form::Relu] {
@@ -89,14 +91,18 @@ fn documents_added_later_are_found() {
         let folding = Folding::new(form, M, &mut random);
         let (mut rows, _) = clustered(&folding, 2000, &mut random);
         let mut graph = Graph::build(&rows, Measure::of(&folding.folded, M, M)).unwrap();
-        let mut changed = Vec::new();
+        let mut changes = Changes::default();
+        for key in 1..=100 {
+            assert!(rows.remove(key));
+            changes.removed.push(key);
+        }
         for i in 0..600i64 {
             // Half of them replace, half are new.
             let key = 1700 + i;
-            rows.push(key, &format!("n{i}"), &folding.folded.document(&random.normals(M)));
-            changed.push(key);
+            rows.push(key, &format!("n{i}"), &folding.folded.document(&random.normals(M)), &Metadata::new());
+            changes.put.push(key);
         }
-        graph.update(&rows, &changed).unwrap();
+        graph.update(&rows, &changes).unwrap();
         assert_eq!(graph.len(), rows.len());
         let queries: Vec<FoldedQuery> = (0..50).map(|_| folding.query(&mut random)).collect();
         let fresh = Graph::build(&rows, Measure::of(&folding.folded, M, M)).unwrap();
@@ -106,33 +112,65 @@ fn documents_added_later_are_found() {
     }
 }
 
-/// A graph of yesterday, of another index, or with a flipped bit must be rebuilt, never answered from.
+/// A damaged graph must be rebuilt, never answered from; a sound one says which generation it is of.
 #[test]
-fn only_the_saved_graph_of_this_generation_is_loaded() {
+fn only_the_saved_graph_is_loaded() {
     for form in [Form::Gated, Form::Relu] {
         let (measure, rows, queries) = setup(form, 1500, 5);
         let dir = tempfile::tempdir().unwrap();
-        let open = |generation| Graph::open(dir.path(), &rows, measure.clone(), generation);
-        assert!(matches!(open(7), Err(GraphError::File(FileError::Io { .. }))));
+        let open = || Graph::open(dir.path(), M, measure.clone());
+        assert!(matches!(open(), Err(GraphError::File(FileError::Io { .. }))));
         let built = Graph::build(&rows, measure.clone()).unwrap();
-        built.save(dir.path(), 7).unwrap();
-        let loaded = open(7).unwrap();
+        let generation = Generation { number: 7, digest: "seven".into() };
+        built.save(dir.path(), &generation).unwrap();
+        let (loaded, of) = open().unwrap();
+        assert_eq!(of, generation);
         for query in &queries {
-            assert_eq!(loaded.search(query, 20).unwrap(), built.search(query, 20).unwrap());
+            assert_eq!(loaded.search(query, 20, None).unwrap(), built.search(query, 20, None).unwrap());
         }
-        let message = open(8).unwrap_err().to_string();
-        assert!(message.contains("covers generation 7, documents.sqlite is at 8"), "{message}");
-        let fewer = Rows::new(M);
-        assert!(matches!(Graph::open(dir.path(), &fewer, measure.clone(), 7), Err(GraphError::Stale { .. })));
+        let message = Graph::open(dir.path(), M + 1, measure.clone()).unwrap_err().to_string();
+        assert!(message.contains("dimensions 32, documents.sqlite has 33"), "{message}");
 
-        let file = dir.path().join(FILE_NAME);
+        // Another one takes its place.
+        let later = Generation { number: 8, digest: "eight".into() };
+        let mut built = built;
+        let key = rows.key(0);
+        built.update(&rows, &Changes { removed: vec![key], ..Changes::default() }).unwrap();
+        built.save(dir.path(), &later).unwrap();
+        assert_eq!(open().unwrap().1, later);
+        let names = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().path());
+        let file = names.into_iter().find(|path| path.extension().is_some_and(|e| e == "usearch")).unwrap();
         let mut bytes = fs::read(&file).unwrap();
         let middle = bytes.len() / 2;
         bytes[middle] ^= 1;
         fs::write(&file, &bytes).unwrap();
-        assert!(matches!(open(7), Err(GraphError::Digest { .. })));
+        assert!(matches!(open(), Err(GraphError::Digest { .. })));
         fs::write(&file, &bytes[..middle]).unwrap();
-        assert!(matches!(open(7), Err(GraphError::Digest { .. })));
+        assert!(matches!(open(), Err(GraphError::Digest { .. })));
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2, "no temporary file stays behind");
+    }
+}
+
+/// A filter inside the graph must find what an exact scan over the filter's survivors finds.
+#[test]
+fn a_filtered_search_finds_the_best_of_what_passes() {
+    for form in [Form::Gated, Form::Relu] {
+        let (measure, rows, queries) = setup(form, 6000, 6);
+        let graph = Graph::build(&rows, measure).unwrap();
+        for share in [2, 10] {
+            let selected: FixedBitSet = (0..rows.places()).filter(|row| row % share == 1).collect();
+            let passes = |key: i64| rows.row(key).is_some_and(|row| selected.contains(row));
+            let (mut found, mut all) = (0, 0);
+            for (query, exact) in queries.iter().zip(search::exact(&queries, &rows, 10, Some(&selected))) {
+                let candidates = graph.search(query, search::candidates(10), Some(&passes)).unwrap();
+                assert!(candidates.iter().all(|key| passes(*key)));
+                let best = search::rescore(query, &rows, &candidates, 10);
+                all += exact.len();
+                found += exact.iter().filter(|s| best.contains(s)).count();
+            }
+            let recall = found as f64 / all as f64;
+            eprintln!("{form:?}: recall@10 {recall:.3} where one in {share} passes");
+            assert!(recall >= 0.95, "{form:?}: recall@10 {recall} where one in {share} passes");
+        }
     }
 }

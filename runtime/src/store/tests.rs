@@ -9,13 +9,13 @@ fn key() -> IndexKey {
 }
 
 fn document(id: &str, text: &str) -> Document {
-    Document { id: id.into(), title: format!("title of {id}"), text: text.into() }
+    Document { id: id.into(), title: format!("title of {id}"), text: text.into(), metadata: Metadata::new() }
 }
 
 fn put(writer: &mut Writer, documents: &[Document]) -> Vec<i64> {
     let vector = |d: &Document| (0..M).map(|i| (d.text.len() + i) as f32).collect();
     let records: Vec<Record<'_>> =
-        documents.iter().map(|document| Record { document, vector: vector(document) }).collect();
+        documents.iter().map(|document| Record { document, vector: Some(vector(document)) }).collect();
     writer.put(&records).unwrap()
 }
 
@@ -33,7 +33,7 @@ fn documents_come_back_as_they_were_stored() {
     let dir = index(&[document("a", "x"), document("b", "yy")]);
     let store = Store::open(dir.path(), &key()).unwrap();
     let (rows, generation) = store.load().unwrap();
-    assert_eq!((rows.len(), generation, store.count().unwrap()), (2, 1, 2));
+    assert_eq!((rows.len(), generation.number, store.count().unwrap()), (2, 1, 2));
     assert_eq!((rows.id(0), rows.vector(1)), ("a", [2.0, 3.0, 4.0, 5.0].as_slice()));
     assert_eq!(store.document(rows.key(1)).unwrap().unwrap(), document("b", "yy"));
     assert_eq!(store.document(99).unwrap(), None);
@@ -49,7 +49,7 @@ fn unchanged_documents_are_recognised_and_changed_ones_replaced() {
     let keys = put(&mut writer, &wanted[1..]);
     assert!(keys[0] == 2 && keys[1] > 2, "a replaced document keeps its key: {keys:?}");
     let (rows, generation) = writer.store().load().unwrap();
-    assert_eq!((rows.len(), generation), (3, 2));
+    assert_eq!((rows.len(), generation.number), (3, 2));
     assert_eq!(rows.vector(1)[0], 7.0);
     assert_eq!(writer.plan(&wanted).unwrap(), [Change::Unchanged; 3]);
 }
@@ -61,10 +61,13 @@ fn a_failed_batch_leaves_nothing() {
     let mut writer = Writer::open(dir.path(), &key()).unwrap();
     let (good, bad) = (document("b", "y"), document("c", "z"));
     for vector in [vec![1.0; M + 1], vec![f32::NAN; M]] {
-        let records = [Record { document: &good, vector: vec![0.0; M] }, Record { document: &bad, vector }];
+        let records = [
+            Record { document: &good, vector: Some(vec![0.0; M]) },
+            Record { document: &bad, vector: Some(vector) },
+        ];
         assert!(writer.put(&records).unwrap_err().to_string().contains("document `c`: its vector has"));
     }
-    assert_eq!((writer.store().count().unwrap(), writer.store().generation().unwrap()), (1, 1));
+    assert_eq!((writer.store().count().unwrap(), writer.store().generation().unwrap().number), (1, 1));
 }
 
 /// Scores across two bundles are meaningless numbers that look fine.
@@ -154,7 +157,7 @@ fn missing_and_damaged_indexes_are_named() {
         .unwrap()
         .execute("UPDATE meta SET value = 9 WHERE name = 'format_version'", [])
         .unwrap();
-    assert!(message(dir.path()).contains("format version 9, this program reads version 1"));
+    assert!(message(dir.path()).contains("format version 9, this program reads version 2"));
 
     for log in ["-wal", "-shm"] {
         let _ = fs::remove_file(dir.path().join(format!("{FILE_NAME}{log}")));
@@ -182,4 +185,79 @@ fn missing_and_damaged_indexes_are_named() {
 fn duplicate_ids_are_found() {
     assert_eq!(duplicate_id(&[document("a", "x"), document("b", "y"), document("a", "z")]), Some("a"));
     assert_eq!(duplicate_id(&[document("a", "x"), document("b", "y")]), None);
+}
+
+fn labelled(id: &str, text: &str, room: &str) -> Document {
+    let metadata = [("room".to_owned(), room.into())].into_iter().collect();
+    Document { metadata, ..document(id, text) }
+}
+
+/// Metadata is part of the document: it comes back, it is filtered by, and changing it alone costs no encoding.
+#[test]
+fn metadata_is_kept_and_changed_without_a_new_vector() {
+    let dir = index(&[labelled("a", "x", "bath"), document("b", "yy")]);
+    let mut writer = Writer::open(dir.path(), &key()).unwrap();
+    let moved = labelled("a", "x", "hall");
+    assert_eq!(
+        writer.plan(&[moved.clone(), labelled("a", "z", "bath")]).unwrap(),
+        [Change::Relabelled, Change::Replaced]
+    );
+    let before = writer.store().load().unwrap().0.vector(0).to_vec();
+    writer.put(&[Record { document: &moved, vector: None }]).unwrap();
+    let (rows, _) = writer.store().load().unwrap();
+    assert_eq!(rows.vector(0), before);
+    let filter = crate::filter::Filter::parse("room=hall").unwrap();
+    assert_eq!(rows.select(&filter).ones().collect::<Vec<_>>(), [0]);
+    assert_eq!(writer.store().document_by_id("a").unwrap().unwrap(), moved);
+    assert_eq!(writer.store().documents(1, 5).unwrap(), [document("b", "yy")]);
+    let unknown = writer.put(&[Record { document: &document("c", "z"), vector: None }]);
+    assert!(unknown.is_err() && writer.store().count().unwrap() == 2);
+}
+
+/// A reader that follows the changes must hold what a reader that starts anew holds, removals included.
+#[test]
+fn following_the_changes_is_loading_anew() {
+    let dir = index(&[document("a", "x"), document("b", "yy")]);
+    let reader = Store::open(dir.path(), &key()).unwrap();
+    let (mut rows, mut seen) = reader.load().unwrap();
+    let mut writer = Writer::open(dir.path(), &key()).unwrap();
+    let mut moments = vec![seen.clone()];
+    for step in 0..40usize {
+        match step % 4 {
+            0 => drop(put(
+                &mut writer,
+                &[document(&format!("n{step}"), "z"), document("a", &"a".repeat(step))],
+            )),
+            1 => {
+                assert_eq!(writer.remove(&["b", "absent"]).unwrap().len(), usize::from(step == 1 || step > 3))
+            }
+            2 => assert!(writer.remove(&["absent"]).unwrap().is_empty()),
+            _ => drop(put(&mut writer, &[document("b", &"b".repeat(step))])),
+        }
+        // Not after every step: several generations are caught up with at once.
+        if step % 3 != 1 {
+            let (_, generation) = reader.update(&mut rows, seen.number).unwrap();
+            seen = generation;
+            rows.compact();
+            let (anew, generation) = reader.load().unwrap();
+            assert_eq!(seen, generation);
+            let held = |rows: &Rows| -> Vec<(i64, String, Vec<f32>)> {
+                rows.live()
+                    .ones()
+                    .map(|r| (rows.key(r), rows.id(r).to_owned(), rows.vector(r).to_vec()))
+                    .collect()
+            };
+            assert_eq!(held(&rows), held(&anew));
+            moments.push(seen.clone());
+        }
+    }
+    for moment in &moments {
+        assert!(reader.has_been_at(moment).unwrap());
+        let other = Generation { digest: "other".into(), ..moment.clone() };
+        assert!(!reader.has_been_at(&other).unwrap());
+    }
+    let since = reader.changes_since(moments[moments.len() - 2].number).unwrap();
+    assert!(!since.put.is_empty() || !since.removed.is_empty());
+    writer.compact().unwrap();
+    assert_eq!(reader.load().unwrap().1, seen);
 }

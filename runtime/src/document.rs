@@ -1,0 +1,256 @@
+//! Documents as users bring them: JSON lines (BEIR's `corpus.jsonl` among them), CSV, a folder in BEIR layout.
+
+use models::beir;
+use models::files::FileError;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+
+/// What a document is filtered by: field to value, as JSON.
+pub type Metadata = Map<String, Value>;
+
+/// A document; unknown fields are ignored.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Document {
+    /// Identifier, unique in the index; BEIR's `_id`.
+    #[serde(alias = "_id")]
+    pub id: String,
+    /// Title, may be empty.
+    #[serde(default)]
+    pub title: String,
+    /// Text, may be empty if there is a title.
+    #[serde(default)]
+    pub text: String,
+    /// What it can be filtered by.
+    #[serde(default, skip_serializing_if = "Map::is_empty")]
+    pub metadata: Metadata,
+}
+
+impl Document {
+    /// What is encoded: title and text as BEIR joins them.
+    pub fn contents(&self) -> String {
+        let (id, title, text) = (String::new(), self.title.clone(), self.text.clone());
+        beir::Document { id, title, text }.contents()
+    }
+}
+
+impl From<beir::Document> for Document {
+    fn from(beir::Document { id, title, text }: beir::Document) -> Self {
+        Self { id, title, text, metadata: Metadata::new() }
+    }
+}
+
+/// Documents that cannot be read, with the line.
+#[derive(Debug, thiserror::Error)]
+pub enum DocumentError {
+    /// A file cannot be read.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// A line is not a document.
+    #[error("{source_name}:{line}: {reason}")]
+    Line {
+        /// File, or `stdin`.
+        source_name: String,
+        /// Line, from 1.
+        line: usize,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// No document at all.
+    #[error("{source_name}: holds no documents")]
+    Empty {
+        /// File, or `stdin`.
+        source_name: String,
+    },
+}
+
+/// Where documents come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Source {
+    /// JSON lines.
+    Jsonl(PathBuf),
+    /// CSV with a line of headers: `id`, `title` and `text`, all other columns are metadata.
+    Csv(PathBuf),
+    /// JSON lines on stdin.
+    Stdin,
+}
+
+impl Source {
+    /// `-` is stdin, a folder is one in BEIR layout, `.csv` is CSV, all else JSON lines.
+    pub fn of(path: &Path) -> Self {
+        if path == Path::new("-") {
+            Self::Stdin
+        } else if path.is_dir() {
+            Self::Jsonl(path.join("corpus.jsonl"))
+        } else if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("csv")) {
+            Self::Csv(path.to_owned())
+        } else {
+            Self::Jsonl(path.to_owned())
+        }
+    }
+
+    /// Reads all documents: at least one, unique ids, no empty ones.
+    pub fn read(&self) -> Result<Vec<Document>, DocumentError> {
+        let open = |file: &Path| File::open(file).map_err(FileError::io(file));
+        let (name, documents) = match self {
+            Self::Jsonl(file) => {
+                let name = file.display().to_string();
+                (name.clone(), jsonl(&name, BufReader::new(open(file)?))?)
+            }
+            Self::Csv(file) => {
+                let name = file.display().to_string();
+                (name.clone(), csv(&name, open(file)?)?)
+            }
+            Self::Stdin => ("stdin".to_owned(), jsonl("stdin", io::stdin().lock())?),
+        };
+        checked(&name, documents)
+    }
+}
+
+fn at(source_name: &str, line: usize, reason: impl Into<String>) -> DocumentError {
+    DocumentError::Line { source_name: source_name.to_owned(), line, reason: reason.into() }
+}
+
+/// Documents with their lines; blank lines are skipped, a byte order mark and carriage returns removed.
+fn jsonl(name: &str, mut input: impl BufRead) -> Result<Vec<(Document, usize)>, DocumentError> {
+    let (mut documents, mut bytes) = (Vec::new(), Vec::new());
+    for line in 1.. {
+        bytes.clear();
+        if input.read_until(b'\n', &mut bytes).map_err(|e| at(name, line, e.to_string()))? == 0 {
+            break;
+        }
+        let text = std::str::from_utf8(&bytes).map_err(|_| at(name, line, "not UTF-8 text"))?;
+        let text = text.trim_start_matches('\u{feff}').trim();
+        if text.is_empty() {
+            continue;
+        }
+        let document: Document = serde_json::from_str(text)
+            .map_err(|e| at(name, line, format!("not a JSON object with `_id` and `text`: {e}")))?;
+        documents.push((document, line));
+    }
+    Ok(documents)
+}
+
+fn csv(name: &str, input: impl Read) -> Result<Vec<(Document, usize)>, DocumentError> {
+    let mut reader = csv::ReaderBuilder::new().flexible(false).from_reader(input);
+    let refused = |error: csv::Error| {
+        let line = error.position().map_or(1, |position| position.line() as usize);
+        at(name, line, error.to_string())
+    };
+    let headers = reader.headers().map_err(refused)?.clone();
+    let headers: Vec<&str> = headers.iter().map(|h| h.trim_start_matches('\u{feff}').trim()).collect();
+    if !headers.iter().any(|h| matches!(*h, "id" | "_id")) {
+        let found = headers.join("`, `");
+        return Err(at(
+            name,
+            1,
+            format!("the columns are `{found}`; one must be `id`, and `text` or `title`"),
+        ));
+    }
+    let mut documents = Vec::new();
+    for record in reader.records() {
+        let record = record.map_err(refused)?;
+        let line = record.position().map_or(0, |position| position.line() as usize);
+        let mut document = Document::default();
+        for (header, field) in headers.iter().zip(&record) {
+            match *header {
+                "id" | "_id" => document.id = field.to_owned(),
+                "title" => document.title = field.to_owned(),
+                "text" => document.text = field.to_owned(),
+                _ if field.is_empty() => {}
+                other => {
+                    document.metadata.insert(other.to_owned(), scalar(field));
+                }
+            }
+        }
+        documents.push((document, line));
+    }
+    Ok(documents)
+}
+
+/// `3` and `true` are a number and a truth value, all else is text.
+fn scalar(field: &str) -> Value {
+    match serde_json::from_str(field) {
+        Ok(value @ (Value::Number(_) | Value::Bool(_))) => value,
+        _ => Value::String(field.to_owned()),
+    }
+}
+
+fn checked(name: &str, documents: Vec<(Document, usize)>) -> Result<Vec<Document>, DocumentError> {
+    let mut seen: HashMap<&str, usize> = HashMap::new();
+    for (document, line) in &documents {
+        let id = document.id.as_str();
+        if id.is_empty() {
+            return Err(at(name, *line, "the id is empty"));
+        }
+        if document.contents().is_empty() {
+            return Err(at(
+                name,
+                *line,
+                format!("`{id}` has neither title nor text; there is nothing to encode"),
+            ));
+        }
+        if let Some(first) = seen.insert(id, *line) {
+            return Err(at(
+                name,
+                *line,
+                format!("id `{id}` was used on line {first} already; ids must be unique"),
+            ));
+        }
+    }
+    if documents.is_empty() {
+        return Err(DocumentError::Empty { source_name: name.to_owned() });
+    }
+    Ok(documents.into_iter().map(|(document, _)| document).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn read_jsonl(text: &str) -> Result<Vec<Document>, DocumentError> {
+        checked("d.jsonl", jsonl("d.jsonl", text.as_bytes())?)
+    }
+
+    fn read_csv(text: &str) -> Result<Vec<Document>, DocumentError> {
+        checked("d.csv", csv("d.csv", text.as_bytes())?)
+    }
+
+    /// BEIR's key and ours, a byte order mark, Windows line ends and metadata all mean the same document.
+    #[test]
+    fn both_formats_read_the_same_documents() {
+        let lines = "\u{feff}{\"_id\":\"a\",\"title\":\"T\",\"text\":\"x, y\",\"metadata\":{\"room\":\"bath\",\"floor\":2}}\r\n\n{\"id\":\"b\",\"text\":\"z\",\"other\":1}";
+        let table = "\u{feff}id,title,text,room,floor\r\na,T,\"x, y\",bath,2\r\nb,,z,,\r\n";
+        let read = read_jsonl(lines).unwrap();
+        assert_eq!(read, read_csv(table).unwrap());
+        assert_eq!(Value::Object(read[0].metadata.clone()), json!({"room": "bath", "floor": 2}));
+        assert_eq!((read[0].contents().as_str(), read[1].contents().as_str()), ("T\nx, y", "z"));
+    }
+
+    /// A bad line must be found by its number, not by bisecting a million lines.
+    #[test]
+    fn errors_name_the_line() {
+        let bad = [
+            (read_jsonl("{\"id\":\"a\",\"text\":\"x\"}\n\n{oops"), "d.jsonl:3: not a JSON object"),
+            (
+                read_jsonl("{\"id\":\"a\",\"text\":\"x\"}\n{\"id\":\"a\",\"text\":\"y\"}"),
+                "d.jsonl:2: id `a` was used on line 1",
+            ),
+            (read_jsonl("{\"id\":\"a\"}"), "d.jsonl:1: `a` has neither title nor text"),
+            (read_jsonl("{\"id\":\"\",\"text\":\"x\"}"), "d.jsonl:1: the id is empty"),
+            (read_jsonl("{\"id\":\"a\",\"text\":\"x\",\"metadata\":3}"), "d.jsonl:1:"),
+            (read_jsonl("\n"), "d.jsonl: holds no documents"),
+            (read_csv("name,text\na,x\n"), "d.csv:1: the columns are `name`, `text`; one must be `id`"),
+            (read_csv("id,text\na,x\nb\n"), "d.csv:3:"),
+            (read_csv("id,text\na,x\na,y\n"), "d.csv:3: id `a` was used on line 2"),
+        ];
+        for (result, expected) in bad {
+            let message = result.unwrap_err().to_string();
+            assert!(message.contains(expected), "{message:?} lacks {expected:?}");
+        }
+    }
+}
