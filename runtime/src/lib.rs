@@ -26,6 +26,8 @@ pub mod reranker;
 pub mod retriever;
 pub mod search;
 pub mod selftest;
+#[cfg(feature = "serve")]
+pub mod serve;
 pub mod session;
 pub mod store;
 #[cfg(test)]

@@ -41,6 +41,8 @@ enum Command {
     Index(commands::index::Args),
     Query(commands::query::Args),
     Remove(commands::remove::Args),
+    #[cfg(feature = "serve")]
+    Serve(commands::serve::Args),
     Doctor(commands::doctor::Args),
     Bench(commands::bench::Args),
 }
@@ -80,6 +82,8 @@ fn main() -> ExitCode {
         Command::Index(args) => commands::index::run(args, &cli.global),
         Command::Query(args) => commands::query::run(args, &cli.global),
         Command::Remove(args) => commands::remove::run(args, &cli.global),
+        #[cfg(feature = "serve")]
+        Command::Serve(args) => commands::serve::run(args, &cli.global),
         Command::Doctor(args) => commands::doctor::run(args, &cli.global),
         Command::Bench(args) => commands::bench::run(args, &cli.global),
     };

@@ -313,24 +313,20 @@ impl Retriever {
         let embeddings = self.encoder.encode(&passes)?;
         let queries: Vec<FoldedQuery> = embeddings.iter().map(|e| self.encoder.fold_query(e)).collect();
         let encoded = Instant::now();
-        let (path, results) = self.search(&queries, &wanted)?;
-        // Microseconds are as fine as anybody wants to read.
-        let share = |time: Duration| (time.as_secs_f64() * 1e6 / texts.len().max(1) as f64).round() / 1e3;
-        let timing = Timing {
-            tokenise: share(tokenised - started),
-            encode: share(encoded - tokenised),
-            search: share(encoded.elapsed()),
-            rerank: None,
-        };
-        Ok(results.into_iter().map(|results| Answer { results, timing, path }).collect())
+        let mut answers = self.answer(&queries, &wanted)?;
+        for Answer { timing, .. } in &mut answers {
+            timing.tokenise = share(tokenised - started, texts.len());
+            timing.encode = share(encoded - tokenised, texts.len());
+        }
+        Ok(answers)
     }
 
-    /// The best documents for encoded queries.
-    pub fn search(
-        &self,
-        queries: &[FoldedQuery],
-        wanted: &Wanted,
-    ) -> Result<(SearchPath, Vec<Vec<Hit>>), RetrieverError> {
+    /// The best documents for encoded queries; an answer for each, in order, that knows the time of the search only.
+    pub fn answer(&self, queries: &[FoldedQuery], wanted: &Wanted) -> Result<Vec<Answer>, RetrieverError> {
+        if wanted.k == 0 {
+            return Err(RetrieverError::ZeroResults);
+        }
+        let started = Instant::now();
         self.refresh()?;
         let (path, ranked) = {
             let state = self.state();
@@ -340,7 +336,9 @@ impl Retriever {
             (path, ranked.iter().map(keyed).collect::<Vec<Vec<(i64, f32)>>>())
         };
         let hits = queries.iter().zip(&ranked).map(|(query, ranked)| self.hits(query, ranked, wanted));
-        Ok((path, hits.collect::<Result<_, _>>()?))
+        let hits = hits.collect::<Result<Vec<_>, _>>()?;
+        let timing = Timing { search: share(started.elapsed(), queries.len()), ..Timing::default() };
+        Ok(hits.into_iter().map(|results| Answer { results, timing, path }).collect())
     }
 
     /// The best documents by the teacher, among the best `candidates` by the student.
@@ -648,6 +646,11 @@ fn saved_graph(
     }
     graph.update(rows, &Changes { put, removed })?;
     Ok((graph, changed))
+}
+
+/// Each text's share of a time, in milliseconds; microseconds are as fine as anybody wants to read.
+fn share(time: Duration, texts: usize) -> f64 {
+    (time.as_secs_f64() * 1e6 / texts.max(1) as f64).round() / 1e3
 }
 
 fn load(store: Store) -> Result<(Store, Rows, Generation), RetrieverError> {

@@ -51,7 +51,7 @@ enum Change {
 
 fn change(number: u64, there: &BTreeMap<String, Document>) -> Change {
     if number % 3 == 2 && there.len() > 5 {
-        let ids = there.keys().enumerate().filter(|(i, _)| random(number + *i as u64) % 4 == 0);
+        let ids = there.keys().enumerate().filter(|(i, _)| random(number + *i as u64).is_multiple_of(4));
         let ids: Vec<String> = ids.map(|(_, id)| id.clone()).collect();
         if !ids.is_empty() {
             return Change::Remove(ids);
@@ -92,10 +92,10 @@ fn run_child(dir: &Path) {
         }
         println!("{number}");
         apply(number, &mut there);
-        if number % 7 == 0 {
+        if number.is_multiple_of(7) {
             writer.compact().unwrap();
         }
-        if number % 4 == 0 {
+        if number.is_multiple_of(4) {
             let generation = writer.store().update(&mut rows, seen).unwrap().1;
             seen = generation.number;
             Graph::build(&rows, Measure::Gated).unwrap().save(dir, &generation).unwrap();

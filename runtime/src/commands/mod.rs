@@ -5,3 +5,5 @@ pub mod doctor;
 pub mod index;
 pub mod query;
 pub mod remove;
+#[cfg(feature = "serve")]
+pub mod serve;

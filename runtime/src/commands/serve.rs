@@ -1,0 +1,150 @@
+//! `runtime serve`: answers over HTTP until it is told to stop.
+
+use crate::{Global, Outcome};
+use anyhow::{Context, bail};
+use runtime::serve::{App, Connections, Limits, Paths, Signals, serve};
+use std::fs;
+use std::io::{self, Write};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Answer over HTTP: queries, documents, a page to try it, and the shapes of text-embeddings-inference, OpenAI and Cohere
+///
+/// Prints its address on stdout when it is ready. SIGHUP opens bundle and index anew without dropping a request, SIGTERM
+/// ends it when what has begun is answered.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Bundle directory, as written by `export --onnx`
+    #[arg(long, value_name = "DIR")]
+    bundle: PathBuf,
+    /// Index directory, as written by `runtime index`
+    #[arg(long, value_name = "DIR")]
+    index: PathBuf,
+    /// Reranker's bundle, as written by `export --reranker`: for `rerank` of a query, and for the rerank routes
+    #[arg(long, value_name = "DIR")]
+    reranker: Option<PathBuf>,
+    /// Address; port 0 takes a free one. Other machines reach it only under an address of their network
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8080")]
+    listen: SocketAddr,
+    /// File with a key that every request must bring as `Authorization: Bearer KEY`
+    #[arg(long, value_name = "FILE")]
+    api_key_file: Option<PathBuf>,
+    /// Name, beside localhost, under which this server may be asked without a key (a proxy's)
+    #[arg(long, value_name = "NAME")]
+    allow_host: Vec<String>,
+    /// Requests that are worked on or wait; more get status 429
+    #[arg(long, value_name = "N", default_value_t = Limits::default().requests)]
+    queue: usize,
+    /// Most texts that are encoded together, where the bundle allows it
+    #[arg(long, value_name = "N", default_value_t = Limits::default().batch)]
+    batch: usize,
+    /// Seconds for a request
+    #[arg(long, value_name = "SECONDS", default_value_t = 30.0)]
+    timeout: f64,
+    /// Bytes of a request's body
+    #[arg(long, value_name = "BYTES", default_value_t = Limits::default().body)]
+    max_body: usize,
+    /// Most results, texts or documents of one request
+    #[arg(long, value_name = "N", default_value_t = Limits::default().items)]
+    max_items: usize,
+    /// Most documents that the reranker reads for a query
+    #[arg(long, value_name = "N", default_value_t = Limits::default().rerank)]
+    max_rerank: usize,
+    /// Most connections at once
+    #[arg(long, value_name = "N", default_value_t = Connections::default().most)]
+    connections: usize,
+    /// Seconds for what has begun when the server is told to stop
+    #[arg(long, value_name = "SECONDS", default_value_t = 10.0)]
+    grace: f64,
+}
+
+/// Opens everything before it listens: whoever gets through gets answers.
+pub fn run(args: &Args, global: &Global) -> anyhow::Result<Outcome> {
+    let positive = [("--queue", args.queue), ("--batch", args.batch), ("--connections", args.connections)];
+    if let Some((flag, _)) = positive.iter().find(|(_, value)| *value == 0) {
+        bail!("{flag} is 0; it must be at least 1");
+    }
+    let seconds = |flag: &str, value: f64| {
+        Duration::try_from_secs_f64(value).with_context(|| format!("{flag} {value} is not a time in seconds"))
+    };
+    let timeout = seconds("--timeout", args.timeout)?;
+    let connections = Connections {
+        most: args.connections,
+        grace: seconds("--grace", args.grace)?,
+        headers: timeout.min(Connections::default().headers),
+    };
+    let key = args.api_key_file.as_ref().map(|file| -> anyhow::Result<String> {
+        let text = fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+        match text.trim() {
+            "" => bail!("{}: holds no key", file.display()),
+            key => Ok(key.to_owned()),
+        }
+    });
+    let key = key.transpose()?;
+    let loopback = args.listen.ip().is_loopback();
+    if key.is_none() && !loopback {
+        eprintln!(
+            "runtime: everybody who reaches {} may read and change the index; --api-key-file asks for a key",
+            args.listen
+        );
+    }
+    let hosts = if loopback {
+        let own = ["localhost", "127.0.0.1", "[::1]"].map(str::to_owned);
+        own.into_iter().chain(args.allow_host.iter().cloned()).collect()
+    } else {
+        args.allow_host.clone()
+    };
+    let limits = Limits {
+        requests: args.queue,
+        batch: args.batch,
+        timeout,
+        body: args.max_body,
+        items: args.max_items,
+        rerank: args.max_rerank,
+    };
+    let (bundle, index, reranker) = (args.bundle.clone(), args.index.clone(), args.reranker.clone());
+    let paths = Paths { bundle, index, reranker };
+    let workers = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        // A thread for each place, and some for what the server itself has to do.
+        .max_blocking_threads(args.queue + 4)
+        .enable_all()
+        .build()
+        .context("cannot start threads")?;
+    // Listening comes first, so that a port in use is known before a bundle is read.
+    let listener = workers
+        .block_on(TcpListener::bind(args.listen))
+        .with_context(|| format!("cannot listen on {} (--listen)", args.listen))?;
+    let app = Arc::new(App::open(paths, global.options(), limits, key.as_deref(), hosts)?);
+    let signals = Signals::default();
+    workers.block_on(async {
+        listen_to_signals(&signals)?;
+        let address = listener.local_addr().context("cannot tell the address")?;
+        writeln!(io::stdout(), "http://{address}").context("cannot write to stdout")?;
+        serve(listener, app, connections, signals).await.context("cannot serve")
+    })?;
+    // Work whose client gave up may still be running; its changes are durable or not made.
+    workers.shutdown_timeout(Duration::from_millis(100));
+    Ok(Outcome::Done)
+}
+
+fn listen_to_signals(signals: &Signals) -> anyhow::Result<()> {
+    let mut hangup = signal(SignalKind::hangup()).context("cannot listen to SIGHUP")?;
+    let mut terminate = signal(SignalKind::terminate()).context("cannot listen to SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen to SIGINT")?;
+    let Signals { stop, reload } = signals.clone();
+    tokio::spawn(async move {
+        loop {
+            tokio::select! {
+                _ = hangup.recv() => reload.notify_one(),
+                _ = terminate.recv() => stop.notify_one(),
+                _ = interrupt.recv() => stop.notify_one(),
+            }
+        }
+    });
+    Ok(())
+}
