@@ -99,9 +99,11 @@ class Bridge:
     half a minute late helps no robot.
     """
 
-    def __init__(self, command, on_answer, log=print, timeout=30.0, max_pending=64, first_delay=0.5, longest_delay=30.0):
+    def __init__(
+        self, command, on_answer, log=print, timeout=30.0, max_pending=64, first_delay=0.5, longest_delay=30.0, patience=2.0
+    ):
         self.command, self.on_answer, self.log = command, on_answer, log
-        self.timeout, self.max_pending = timeout, max_pending
+        self.timeout, self.max_pending, self.patience = timeout, max_pending, patience
         self.first_delay, self.longest_delay = first_delay, longest_delay
         self.lock = threading.Lock()
         self.closing = threading.Event()
@@ -172,7 +174,7 @@ class Bridge:
                 with self.lock:
                     if process.overdue(self.timeout):
                         return f"the runtime did not answer within {self.timeout:g} s"
-                if not selector.select(0.2):
+                if not selector.select(0.1):
                     continue
                 data = os.read(process.popen.stdout.fileno(), 65536)
                 if not data:
@@ -202,7 +204,7 @@ class Bridge:
         with self.lock:
             self.process, self.trouble = None, reason
         ended = reason == "the runtime ended"
-        status = process.end(patience=2.0 if ended or self.closing.is_set() else 0.0)
+        status = process.end(self.patience if ended or self.closing.is_set() else 0.0)
         process.popen.stdout.close()
         if ended:
             self.trouble = f"{reason} with status {status}"

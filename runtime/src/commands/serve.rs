@@ -3,14 +3,18 @@
 use crate::{Global, Outcome};
 use anyhow::{Context, bail};
 use runtime::serve::{App, Connections, Limits, Paths, Signals, serve};
+use std::env::VarError;
 use std::fs;
 use std::io::{self, Write};
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
+
+/// Where the key is, if it is not in a file: on the command line, everybody could read it.
+const API_KEY: &str = "RABTRIEVER_API_KEY";
 
 /// Answer over HTTP: queries, documents, a page to try it, and the shapes of text-embeddings-inference, OpenAI and Cohere
 ///
@@ -30,7 +34,8 @@ pub struct Args {
     /// Address; port 0 takes a free one. Other machines reach it only under an address of their network
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8080")]
     listen: SocketAddr,
-    /// File with a key that every request must bring as `Authorization: Bearer KEY`
+    /// File with a key that every request must bring as `Authorization: Bearer KEY` [default: the key is in
+    /// RABTRIEVER_API_KEY, if there is one]
     #[arg(long, value_name = "FILE")]
     api_key_file: Option<PathBuf>,
     /// Name, beside localhost, under which this server may be asked without a key (a proxy's)
@@ -77,14 +82,7 @@ pub fn run(args: &Args, global: &Global) -> anyhow::Result<Outcome> {
         grace: seconds("--grace", args.grace)?,
         headers: timeout.min(Connections::default().headers),
     };
-    let key = args.api_key_file.as_ref().map(|file| -> anyhow::Result<String> {
-        let text = fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
-        match text.trim() {
-            "" => bail!("{}: holds no key", file.display()),
-            key => Ok(key.to_owned()),
-        }
-    });
-    let key = key.transpose()?;
+    let key = api_key(args.api_key_file.as_deref())?;
     let loopback = args.listen.ip().is_loopback();
     if key.is_none() && !loopback {
         eprintln!(
@@ -130,6 +128,24 @@ pub fn run(args: &Args, global: &Global) -> anyhow::Result<Outcome> {
     // Work whose client gave up may still be running; its changes are durable or not made.
     workers.shutdown_timeout(Duration::from_millis(100));
     Ok(Outcome::Done)
+}
+
+fn api_key(file: Option<&Path>) -> anyhow::Result<Option<String>> {
+    let (text, place) = match file {
+        Some(file) => {
+            let text = fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+            (text, file.display().to_string())
+        }
+        None => match std::env::var(API_KEY) {
+            Ok(text) => (text, API_KEY.to_owned()),
+            Err(VarError::NotPresent) => return Ok(None),
+            Err(error) => bail!("{API_KEY}: {error}"),
+        },
+    };
+    match text.trim() {
+        "" => bail!("{place}: holds no key"),
+        key => Ok(Some(key.to_owned())),
+    }
 }
 
 fn listen_to_signals(signals: &Signals) -> anyhow::Result<()> {

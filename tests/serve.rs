@@ -1,0 +1,634 @@
+//! `runtime serve` as clients meet it: answers that are the command line's, shapes that other programs expect, every bad
+//! request refused in one sentence, and nothing lost under load, reload, kill and end.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
+
+use models::beir::Document;
+use models::student::{Form, Residual};
+use serde_json::{Value, json};
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+use tests::data::{documents, write_documents};
+use tests::model::{copy_dir, write_student};
+use tests::program::{program, run};
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+/// A bundle that takes several texts at once, so that batching is at work, and an index whose documents have metadata.
+fn shared() -> &'static TempDir {
+    static SHARED: OnceLock<TempDir> = OnceLock::new();
+    SHARED.get_or_init(|| {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        write_student(&path("student"), Form::Gated, Residual::Pooled, 7);
+        let (student, bundle) = (path("student"), path("bundle"));
+        let arguments = ["--onnx", "--student", text(&student), "--out", text(&bundle)];
+        // The fixture's golden numbers are zeros: the exporter is told so.
+        run("export", &[&arguments[..], &["--graph", "portable", "--allow-degraded"]].concat()).done();
+        let lines: Vec<String> = (0..)
+            .zip(documents())
+            .map(|(i, Document { id, title, text })| {
+                let room = if i % 2 == 0 { "kitchen" } else { "bath" };
+                let metadata = json!({ "room": room, "floor": i % 3, "place": i });
+                json!({ "_id": id, "title": title, "text": text, "metadata": metadata }).to_string() + "\n"
+            })
+            .collect();
+        fs::write(path("corpus.jsonl"), lines.concat()).unwrap();
+        index(&path("bundle"), &path("corpus.jsonl"), &path("index"));
+        dir
+    })
+}
+
+fn index(bundle: &Path, documents: &Path, out: &Path) {
+    let arguments = ["index", "--bundle", text(bundle), "--documents", text(documents), "--out", text(out)];
+    run("runtime", &arguments).done();
+}
+
+/// A running server.
+struct Server {
+    child: Child,
+    address: String,
+    said: std::thread::JoinHandle<String>,
+}
+
+impl Server {
+    fn start(dir: &Path, more: &[&str]) -> Self {
+        let mut child = program("runtime")
+            .args(["serve", "--bundle", text(&dir.join("bundle")), "--index", text(&dir.join("index"))])
+            .args(["--listen", "127.0.0.1:0", "--skip-self-test"])
+            .args(more)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut stderr = child.stderr.take().unwrap();
+        let said = std::thread::spawn(move || {
+            let mut said = String::new();
+            let _ = stderr.read_to_string(&mut said);
+            said
+        });
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let address = line.trim().strip_prefix("http://").unwrap_or_else(|| panic!("{line:?}")).to_owned();
+        Self { child, address, said }
+    }
+
+    fn signal(&self, name: &str) {
+        let id = self.child.id().to_string();
+        assert!(Command::new("kill").args([name, &id]).status().unwrap().success());
+    }
+
+    /// What it wrote to stderr, when it has ended by itself.
+    fn ended(mut self) -> String {
+        let status = self.child.wait().unwrap();
+        let said = self.said.join().unwrap();
+        assert!(status.success(), "{status}: {said}");
+        said
+    }
+
+    fn killed(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    fn raw(&self, request: &[u8]) -> Answer {
+        let mut stream = TcpStream::connect(&self.address).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        // A server that refuses early may close while the body is still being sent.
+        let _ = stream.write_all(request);
+        let mut bytes = Vec::new();
+        let _ = stream.read_to_end(&mut bytes);
+        Answer::of(&bytes)
+    }
+
+    fn send(&self, method: &str, path: &str, headers: &str, body: &[u8]) -> Answer {
+        let host = if headers.to_lowercase().contains("host:") { "" } else { "Host: localhost\r\n" };
+        let head = format!(
+            "{method} {path} HTTP/1.1\r\n{host}Connection: close\r\nContent-Length: {}\r\n{headers}\r\n",
+            body.len()
+        );
+        self.raw(&[head.as_bytes(), body].concat())
+    }
+
+    fn post(&self, path: &str, body: &Value) -> Answer {
+        self.send("POST", path, "Content-Type: application/json\r\n", body.to_string().as_bytes())
+    }
+
+    fn get(&self, path: &str) -> Answer {
+        self.send("GET", path, "", b"")
+    }
+
+    fn resident_megabytes(&self) -> f64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse::<f64>().unwrap() / 1024.0
+    }
+}
+
+#[derive(Debug)]
+struct Answer {
+    status: u16,
+    head: String,
+    body: String,
+}
+
+impl Answer {
+    fn of(bytes: &[u8]) -> Self {
+        let all = String::from_utf8_lossy(bytes);
+        let (head, body) = all.split_once("\r\n\r\n").unwrap_or((&all, ""));
+        let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or(0);
+        Self { status, head: head.to_lowercase(), body: body.to_owned() }
+    }
+
+    #[track_caller]
+    fn json(&self) -> Value {
+        assert_eq!(self.status, 200, "{self:?}");
+        serde_json::from_str(&self.body).unwrap()
+    }
+
+    /// A refusal in one sentence.
+    #[track_caller]
+    fn refused(&self, status: u16, error_type: &str, says: &str) {
+        assert_eq!(self.status, status, "{self:?}");
+        let body: Value = serde_json::from_str(&self.body).unwrap();
+        assert_eq!(body["error_type"], error_type, "{self:?}");
+        let error = body["error"].as_str().unwrap();
+        assert!(
+            error.contains(says) && error.len() < 500 && !error.contains('\n'),
+            "{self:?} lacks {says:?}"
+        );
+    }
+}
+
+/// A copy of the index that a test may change.
+fn own() -> TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    for name in ["bundle", "index"] {
+        copy_dir(&shared().path().join(name), &dir.path().join(name));
+    }
+    dir
+}
+
+/// Over HTTP and on the command line, one question has one answer; filters hold; what was added is there after a kill.
+#[test]
+fn answers_are_the_command_lines_and_changes_are_durable() {
+    let dir = own();
+    let server = Server::start(dir.path(), &[]);
+    let asked = server.post("/query", &json!({ "query": "oh dear, spill!", "k": 4, "explain": true })).json();
+    let (bundle, index) = (dir.path().join("bundle"), dir.path().join("index"));
+    let typed =
+        ["query", "--bundle", text(&bundle), "--index", text(&index), "-k", "4", "--json", "--explain"];
+    let typed = run("runtime", &[&typed[..], &["oh dear, spill!"]].concat()).done();
+    let typed: Value = serde_json::from_str(&typed.stdout).unwrap();
+    assert_eq!(asked["results"], typed["results"]);
+    let parts = &asked["results"][0]["explanation"];
+    let sum = parts["query"].as_f64().unwrap() + parts["pair"].as_f64().unwrap();
+    assert!((sum - asked["results"][0]["score"].as_f64().unwrap()).abs() < 1e-4);
+
+    let filter = json!({ "room": "bath", "floor": { "$gte": 1 } });
+    let filtered = server.post("/query", &json!({ "query": "spill", "k": 50, "filter": filter })).json();
+    let places: Vec<u64> = filtered["results"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|hit| hit["metadata"]["place"].as_u64().unwrap())
+        .collect();
+    let expected = (0..documents().len() as u64).filter(|i| i % 2 == 1 && i % 3 >= 1).count();
+    assert!(places.len() == expected && places.iter().all(|i| i % 2 == 1 && i % 3 >= 1), "{places:?}");
+
+    let new = json!({ "id": "a/b c", "title": "", "text": "The robot feeds the cat.", "metadata": { "room": "hall" } });
+    let added = server.post("/documents", &json!({ "documents": [new] })).json();
+    assert_eq!((&added["added"], &added["replaced"]), (&json!(1), &json!(0)));
+    assert_eq!(server.get("/documents/a%2Fb%20c").json(), new);
+    assert_eq!(server.get("/fields").json()["fields"]["room"]["hall"], 1);
+    let found = server.post("/query", &json!({ "query": "x", "filter": "room=hall" })).json();
+    assert_eq!(found["results"][0]["id"], "a/b c");
+    assert_eq!(server.send("DELETE", "/documents/broom", "", b"").json()["removed"], 1);
+    server.send("DELETE", "/documents/broom", "", b"").refused(404, "NotFound", "`broom`");
+    // Another process adds; this server finds it.
+    fs::write(dir.path().join("more.jsonl"), "{\"_id\":\"other\",\"text\":\"The robot waters plants.\"}\n")
+        .unwrap();
+    self::index(&bundle, &dir.path().join("more.jsonl"), &index);
+    assert_eq!(server.get("/documents/other").json()["id"], "other");
+    let all = server.get("/documents?offset=0&limit=100").json();
+    server.killed();
+
+    let server = Server::start(dir.path(), &[]);
+    assert_eq!(server.get("/documents?offset=0&limit=100").json(), all);
+    assert_eq!(all["total"], documents().len() + 1);
+    let page = server.get("/documents?offset=2&limit=3").json();
+    assert_eq!(page["documents"].as_array().unwrap()[..], all["documents"].as_array().unwrap()[2..5]);
+    let removed = server.post("/documents/remove", &json!({ "ids": ["other", "unknown"] })).json();
+    assert_eq!(removed["removed"], 1);
+    server.killed();
+}
+
+/// Programs written for other servers parse these answers; embeddings must rank as the retriever does.
+#[test]
+fn shapes_are_those_of_the_ecosystem() {
+    let server = Server::start(shared().path(), &[]);
+    let texts: Vec<String> = documents().iter().map(|d| format!("{}\n{}", d.title, d.text)).collect();
+    let query = "is that crumbs?";
+    let asked = server.post("/query", &json!({ "query": query, "k": 50 })).json();
+    let order: Vec<String> = asked["results"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|hit| format!("{}\n{}", hit["title"].as_str().unwrap(), hit["text"].as_str().unwrap()))
+        .collect();
+
+    let ranks = server.post("/rerank", &json!({ "query": query, "texts": texts, "raw_scores": true, "return_text": true, "truncate": true })).json();
+    let ranked: Vec<&str> =
+        ranks.as_array().unwrap().iter().map(|rank| rank["text"].as_str().unwrap()).collect();
+    assert_eq!(ranked, order);
+    for (rank, hit) in ranks.as_array().unwrap().iter().zip(asked["results"].as_array().unwrap()) {
+        let difference = rank["score"].as_f64().unwrap() - hit["score"].as_f64().unwrap();
+        assert!(difference.abs() < 1e-4);
+    }
+    let objects: Vec<Value> = texts.iter().map(|text| json!({ "text": text })).collect();
+    let v1 = json!({ "query": query, "documents": objects, "top_n": 3, "return_documents": true, "model": "m", "max_chunks_per_doc": 1 });
+    let v1 = server.post("/v1/rerank", &v1).json();
+    let v2 = server
+        .post(
+            "/v2/rerank",
+            &json!({ "query": query, "documents": texts, "model": "m", "max_tokens_per_doc": 9 }),
+        )
+        .json();
+    assert_eq!(v1["results"].as_array().unwrap().len(), 3);
+    for (one, two) in v1["results"].as_array().unwrap().iter().zip(v2["results"].as_array().unwrap()) {
+        assert_eq!((&one["index"], &one["relevance_score"]), (&two["index"], &two["relevance_score"]));
+        assert!(two.get("document").is_none());
+        assert_eq!(one["document"]["text"], texts[one["index"].as_u64().unwrap() as usize]);
+    }
+    assert_eq!(v2["meta"]["api_version"], json!({ "version": "2", "is_experimental": false }));
+    assert_eq!(v2["meta"]["billed_units"]["search_units"], 1);
+
+    let vectors =
+        server.post("/embed", &json!({ "inputs": texts, "truncate": true, "normalize": false })).json();
+    let numbers =
+        |v: &Value| -> Vec<f64> { v.as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect() };
+    let asked_by =
+        numbers(&server.post("/embed", &json!({ "inputs": query, "prompt_name": "query" })).json()[0]);
+    let mut products: Vec<(f64, &String)> = vectors
+        .as_array()
+        .unwrap()
+        .iter()
+        .zip(&texts)
+        .map(|(v, text)| (numbers(v).iter().zip(&asked_by).map(|(a, b)| a * b).sum(), text))
+        .collect();
+    products.sort_by(|a, b| b.0.total_cmp(&a.0));
+    assert_eq!(products.iter().map(|(_, text)| (*text).clone()).collect::<Vec<_>>(), order);
+    let unit = numbers(&server.post("/embed", &json!({ "inputs": "x", "normalize": true })).json()[0]);
+    assert!((unit.iter().map(|x| x * x).sum::<f64>() - 1.0).abs() < 1e-5);
+
+    let floats = server.post("/v1/embeddings", &json!({ "input": texts[..2], "model": "m" })).json();
+    assert_eq!((&floats["object"], &floats["model"]), (&json!("list"), &json!("m")));
+    assert_eq!(floats["data"][1]["index"], 1);
+    assert_eq!(floats["data"][1]["embedding"], vectors[1]);
+    assert!(floats["usage"]["prompt_tokens"].as_u64().unwrap() > 4);
+    let coded = json!({ "input": texts[1], "model": "m", "encoding_format": "base64", "user": "u" });
+    let coded = server.post("/v1/embeddings", &coded).json();
+    let coded = coded["data"][0]["embedding"].as_str().unwrap().to_owned();
+    let expected: Vec<u8> = numbers(&vectors[1]).iter().flat_map(|x| (*x as f32).to_le_bytes()).collect();
+    assert_eq!(coded.len(), expected.len().div_ceil(3) * 4);
+    let digit = |c: u8| {
+        b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/".iter().position(|d| *d == c)
+    };
+    let first: Vec<usize> = coded.bytes().take(4).map(|c| digit(c).unwrap()).collect();
+    assert_eq!((first[0] << 2 | first[1] >> 4) as u8, expected[0]);
+
+    let page = server.get("/");
+    assert!(
+        page.status == 200 && page.head.contains("content-security-policy") && page.body.contains("<html")
+    );
+    assert_eq!(server.get("/openapi.json").json()["info"]["title"], "Rabtriever");
+    let metrics = server.get("/metrics");
+    for line in [
+        "rabtriever_request_total{route=\"/query\",status=\"200\"} 1",
+        "rabtriever_batch_size_bucket",
+        "# EOF",
+    ] {
+        assert!(metrics.body.contains(line), "{} lacks {line}", metrics.body);
+    }
+    server.killed();
+}
+
+/// What clients send by mistake or on purpose is answered with a sentence, and the next request is served.
+#[test]
+fn bad_requests_are_refused_in_one_sentence() {
+    let server = Server::start(shared().path(), &["--max-body", "20000", "--max-items", "60"]);
+    let typed = "Content-Type: application/json\r\n";
+    let query = |body: Value| server.post("/query", &body);
+    query(json!({ "query": "" })).refused(422, "Validation", "the query is empty");
+    query(json!({ "query": "x", "k": 0 })).refused(422, "Validation", "k is 0");
+    query(json!({ "query": "x", "k": 61 })).refused(422, "Validation", "61 results, at most 60");
+    query(json!({ "query": "x", "k": -1 })).refused(422, "Validation", "k");
+    query(json!({ "query": "x", "top": 3 })).refused(422, "Validation", "unknown field `top`");
+    query(json!({ "query": 7 })).refused(422, "Validation", "query");
+    query(json!({ "query": "x", "filter": { "a": { "$near": 1 } } })).refused(422, "Validation", "`$near`");
+    query(json!({ "query": "x", "filter": "a b=1" })).refused(422, "Validation", "one word");
+    query(json!({ "query": "x", "rerank": 5 })).refused(422, "Validation", "no reranker is loaded");
+    server.send("POST", "/query", typed, b"{oops").refused(400, "Malformed", "JSON");
+    server.send("POST", "/query", typed, b"{\"query\": \"\xff\xfe\"}").refused(400, "Malformed", "JSON");
+    server.send("POST", "/query", "", b"{\"query\": \"x\"}").refused(400, "Malformed", "application/json");
+    let large = json!({ "query": "x".repeat(30_000) });
+    query(large).refused(413, "Validation", "--max-body");
+    let deep = format!("{{\"query\": \"x\", \"filter\": {}{}}}", "{\"$not\":".repeat(2000), "}".repeat(2000));
+    assert!([400, 422].contains(&server.send("POST", "/query", typed, deep.as_bytes()).status));
+    let many: Vec<Value> = (0..61).map(|i| json!({ "id": i.to_string(), "text": "x" })).collect();
+    let add = |documents: Value| server.post("/documents", &json!({ "documents": documents }));
+    add(json!(many)).refused(422, "Validation", "61 documents, at most 60");
+    add(json!([{ "id": "", "text": "x" }])).refused(422, "Validation", "is empty");
+    add(json!([{ "id": "e" }])).refused(422, "Validation", "`e` has neither title nor text");
+    add(json!([{ "id": "e", "text": "x" }, { "id": "e", "text": "y" }])).refused(
+        422,
+        "Validation",
+        "given twice",
+    );
+    add(json!([{ "id": "e", "text": "x", "metadata": 3 }])).refused(422, "Validation", "metadata");
+    server.post("/embed", &json!({ "inputs": [] })).refused(400, "Malformed", "empty");
+    server.post("/embed", &json!({ "inputs": "x", "dimensions": 3 })).refused(
+        422,
+        "Validation",
+        "dimensions 3",
+    );
+    server.post("/embed", &json!({ "inputs": "x", "truncation_direction": "Left" })).refused(
+        422,
+        "Validation",
+        "Left",
+    );
+    let long = json!({ "inputs": "spill ".repeat(2000), "truncate": false });
+    server.post("/embed", &long).refused(422, "Validation", "tokens");
+    server.post("/rerank", &json!({ "query": "x", "texts": [] })).refused(400, "Malformed", "no texts");
+    server.get("/documents/nobody").refused(404, "NotFound", "`nobody`");
+    server.get("/documents?limit=x").refused(400, "Malformed", "limit");
+    server.get("/nothing").refused(404, "NotFound", "/openapi.json");
+    server.get("/query").refused(405, "Method", "another method");
+    assert_eq!(server.raw(b"\x16\x03\x01 this is not HTTP\r\n\r\n").status, 400);
+    assert_eq!(server.raw(b"GET / HTTP/9.9\r\n\r\n").status, 400);
+    assert_eq!(
+        server.post("/query", &json!({ "query": "spill" })).json()["results"].as_array().unwrap().len(),
+        5
+    );
+    assert_eq!(server.get("/documents?limit=0").json()["total"], documents().len());
+    server.killed();
+}
+
+/// A web page must not reach a robot's server under a name of its own, and a key is a key.
+#[test]
+fn only_who_may_is_answered() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("key"), "s3cret\n").unwrap();
+    let server = Server::start(shared().path(), &["--api-key-file", text(&dir.path().join("key"))]);
+    for header in [
+        "",
+        "Authorization: Bearer wrong\r\n",
+        "Authorization: Basic s3cret\r\n",
+        "Authorization: Bearer\r\n",
+    ] {
+        server.send("GET", "/stats", header, b"").refused(401, "Unauthorized", "Bearer");
+    }
+    let key = "Authorization: Bearer s3cret\r\nHost: robot.example\r\n";
+    assert_eq!(server.send("GET", "/stats", key, b"").json()["documents"], documents().len());
+    for path in ["/", "/health", "/ready", "/openapi.json"] {
+        assert_eq!(server.get(path).status, 200, "{path}");
+    }
+    server.killed();
+
+    let server = Server::start(shared().path(), &["--allow-host", "proxy.example"]);
+    for host in ["localhost", "localhost:9", "127.0.0.1:8080", "[::1]:8080", "[::1]", "PROXY.example:443"] {
+        assert_eq!(server.send("GET", "/stats", &format!("Host: {host}\r\n"), b"").status, 200, "{host}");
+    }
+    for host in ["attacker.example", "localhost.attacker.example", "attacker.example:8080", ""] {
+        server.send("GET", "/stats", &format!("Host: {host}\r\n"), b"").refused(
+            403,
+            "Forbidden",
+            "--allow-host",
+        );
+    }
+    server.killed();
+}
+
+/// Wrong turns at the start are one sentence.
+#[test]
+fn a_server_that_cannot_serve_says_why() {
+    let (bundle, index) = (shared().path().join("bundle"), shared().path().join("index"));
+    let serve = |more: &[&str]| {
+        run("runtime", &[&["serve", "--bundle", text(&bundle), "--index", text(&index)], more].concat())
+    };
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = taken.local_addr().unwrap().to_string();
+    serve(&["--listen", &taken]).refused(&[&taken, "--listen"]);
+    serve(&["--listen", "127.0.0.1:0", "--queue", "0"]).refused(&["--queue is 0"]);
+    serve(&["--listen", "127.0.0.1:0", "--timeout=-1"]).refused(&["--timeout -1"]);
+    serve(&["--listen", "127.0.0.1:0", "--api-key-file", "/nonexistent"]).refused(&["/nonexistent"]);
+    serve(&["--listen", "nowhere"]).refused(&["nowhere"]);
+    serve(&["--listen", "127.0.0.1:0", "--reranker", text(&bundle)]).refused(&["cannot use the reranker"]);
+}
+
+/// What every query's answer is when nothing else happens.
+fn expected(server: &Server, queries: &[String]) -> Vec<Value> {
+    queries
+        .iter()
+        .map(|query| server.post("/query", &json!({ "query": query })).json()["results"].clone())
+        .collect()
+}
+
+/// Same documents in the same order, scores within the rounding of another batch.
+fn same(found: &Value, expected: &Value) -> bool {
+    let (found, expected) = (found.as_array().unwrap(), expected.as_array().unwrap());
+    found.len() == expected.len()
+        && found.iter().zip(expected).all(|(f, e)| {
+            f["id"] == e["id"] && (f["score"].as_f64().unwrap() - e["score"].as_f64().unwrap()).abs() < 1e-3
+        })
+}
+
+/// A robot's server meets more clients than it has places, slow ones, and nonsense: every answer is right or an honest
+/// refusal, and memory does not grow.
+#[test]
+fn under_pressure_answers_are_right_or_refused() {
+    const CLIENTS: usize = 24;
+    const EACH: usize = 60;
+    let server =
+        Server::start(shared().path(), &["--queue", "8", "--connections", "64", "--max-body", "50000"]);
+    let queries: Vec<String> = ["spill", "crumbs", "bell", "dark", "bare wall", "silent clock"]
+        .iter()
+        .flat_map(|word| {
+            [
+                format!("oh dear, {word}!"),
+                format!("{word}, and nobody cares {}.", "at all ".repeat(word.len())),
+            ]
+        })
+        .collect();
+    let expected = expected(&server, &queries);
+    let (right, refused, wrong) = (AtomicUsize::new(0), AtomicUsize::new(0), AtomicUsize::new(0));
+    let load = |clients: usize| {
+        std::thread::scope(|scope| {
+            for client in 0..clients {
+                let (server, queries, expected) = (&server, &queries, &expected);
+                let (right, refused, wrong) = (&right, &refused, &wrong);
+                scope.spawn(move || {
+                    for turn in 0..EACH {
+                        let which = (client * 7 + turn) % queries.len();
+                        match turn % 12 {
+                            // Nonsense, half a request and a large one, among the others.
+                            3 => drop(server.send(
+                                "POST",
+                                "/query",
+                                "Content-Type: application/json\r\n",
+                                b"{\"query\"",
+                            )),
+                            5 => {
+                                let mut stream = TcpStream::connect(&server.address).unwrap();
+                                let _ = stream
+                                    .write_all(b"POST /query HTTP/1.1\r\nHost: localhost\r\nContent-Le");
+                            }
+                            7 => drop(server.post("/query", &json!({ "query": "x".repeat(60_000) }))),
+                            _ => {
+                                let answer = server.post("/query", &json!({ "query": queries[which] }));
+                                match answer.status {
+                                    200 if same(&answer.json()["results"], &expected[which]) => {
+                                        right.fetch_add(1, Ordering::Relaxed)
+                                    }
+                                    429 => {
+                                        assert!(answer.head.contains("retry-after: 1"), "{answer:?}");
+                                        refused.fetch_add(1, Ordering::Relaxed)
+                                    }
+                                    _ => {
+                                        eprintln!("{answer:?}");
+                                        wrong.fetch_add(1, Ordering::Relaxed)
+                                    }
+                                };
+                            }
+                        }
+                    }
+                });
+            }
+        });
+    };
+    load(CLIENTS / 4);
+    let before = server.resident_megabytes();
+    load(CLIENTS);
+    load(CLIENTS);
+    let after = server.resident_megabytes();
+    let count = |counter: &AtomicUsize| counter.load(Ordering::Relaxed);
+    eprintln!(
+        "{} right, {} told to come back, {} wrong; {before:.0} MB resident before, {after:.0} MB after",
+        count(&right),
+        count(&refused),
+        count(&wrong)
+    );
+    assert_eq!(count(&wrong), 0);
+    assert!(count(&right) > CLIENTS * EACH / 4, "{} answers", count(&right));
+    assert!(after < before + 30.0, "{before:.0} MB resident before the load, {after:.0} MB after it");
+    // Slow ones hold their own connection only, and not for ever.
+    let slow: Vec<TcpStream> = (0..30).map(|_| TcpStream::connect(&server.address).unwrap()).collect();
+    for mut stream in &slow {
+        stream.write_all(b"POST /query HTTP/1.1\r\nHost: localhost\r\n").unwrap();
+    }
+    assert!(same(&server.post("/query", &json!({ "query": queries[0] })).json()["results"], &expected[0]));
+    server.killed();
+}
+
+/// A new index is taken up while clients ask, and none of them notices; a broken one is not taken up.
+#[test]
+fn reloading_drops_no_request() {
+    let dir = own();
+    let server = Server::start(dir.path(), &[]);
+    let (stop, answered) = (AtomicBool::new(false), AtomicUsize::new(0));
+    std::thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    let answer = server.post("/query", &json!({ "query": "spill", "k": 50 })).json();
+                    let found = answer["results"].as_array().unwrap().len();
+                    assert!(found == documents().len() || found == 1, "{found} results");
+                    answered.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        // Another index in the place of this one.
+        let other = dir.path().join("other");
+        write_documents(&dir.path().join("one.jsonl"), &documents()[..1]);
+        index(&dir.path().join("bundle"), &dir.path().join("one.jsonl"), &other);
+        let total = || server.get("/documents?limit=1").json()["total"].as_u64().unwrap();
+        assert_eq!(total(), documents().len() as u64);
+        fs::rename(dir.path().join("index"), dir.path().join("old")).unwrap();
+        fs::rename(&other, dir.path().join("index")).unwrap();
+        server.signal("-HUP");
+        let started = Instant::now();
+        while total() != 1 {
+            assert!(started.elapsed() < Duration::from_secs(30), "the new index is not taken up");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        // A bundle that cannot be read changes nothing.
+        fs::write(dir.path().join("bundle/manifest.json"), "{").unwrap();
+        server.signal("-HUP");
+        std::thread::sleep(Duration::from_millis(300));
+        assert_eq!(total(), 1);
+        stop.store(true, Ordering::Relaxed);
+    });
+    assert!(answered.load(Ordering::Relaxed) > 10);
+    server.signal("-TERM");
+    let said = server.ended();
+    assert!(said.contains("loaded anew") && said.contains("goes on with what is loaded"), "{said}");
+}
+
+/// What has begun is answered before the end, and then nobody is.
+#[test]
+fn the_end_waits_for_what_has_begun() {
+    let server = Server::start(shared().path(), &[]);
+    let texts: Vec<String> = (0..1000).map(|i| format!("{i} {}", "spill crumbs ".repeat(140))).collect();
+    let address = server.address.clone();
+    let answer = std::thread::scope(|scope| {
+        let asked = scope.spawn(|| server.post("/embed", &json!({ "inputs": texts })));
+        let started = Instant::now();
+        while !server.get("/metrics").body.contains("rabtriever_queue_size 1") {
+            assert!(
+                started.elapsed() < Duration::from_secs(30) && !asked.is_finished(),
+                "too fast to be interrupted"
+            );
+        }
+        server.signal("-TERM");
+        asked.join().unwrap()
+    });
+    assert_eq!(answer.json().as_array().unwrap().len(), 1000);
+    server.ended();
+    assert!(TcpStream::connect(address).is_err());
+}
+
+/// Where a bundle takes several texts at once, clients that ask together are answered sooner than one after the other.
+#[test]
+fn what_waits_together_is_encoded_together() {
+    let server = Server::start(shared().path(), &[]);
+    std::thread::scope(|scope| {
+        for client in 0..8 {
+            let server = &server;
+            scope.spawn(move || {
+                for turn in 0..40 {
+                    let query = format!("spill {} {}", client, "crumbs ".repeat(turn % 9));
+                    assert_eq!(server.post("/query", &json!({ "query": query })).status, 200);
+                }
+            });
+        }
+    });
+    let metrics = server.get("/metrics").body;
+    let number = |name: &str| -> f64 {
+        let line = metrics.lines().find(|line| line.starts_with(name)).unwrap();
+        line.rsplit(' ').next().unwrap().parse().unwrap()
+    };
+    let mean = number("rabtriever_batch_size_sum") / number("rabtriever_batch_size_count");
+    eprintln!("{mean:.2} texts together in the mean");
+    assert!(mean > 1.1, "{mean:.2} texts were encoded together in the mean");
+    server.killed();
+}
