@@ -379,9 +379,10 @@ fn doctor_tells_what_works_and_what_does_not() {
 /// What `--help` promises must exist, and a pipe that closes early is no error.
 #[test]
 fn help_names_every_command() {
-    for (name, commands) in
-        [("runtime", &["index", "query", "doctor"][..]), ("export", &["--onnx", "--precision"])]
-    {
+    for (name, commands) in [
+        ("runtime", &["index", "query", "remove", "serve", "check", "doctor", "bench"][..]),
+        ("export", &["--onnx", "--precision"]),
+    ] {
         let help = run(name, &["--help"]).done();
         for command in commands {
             assert!(help.stdout.contains(command), "{name} --help lacks {command}:\n{}", help.stdout);
@@ -392,4 +393,87 @@ fn help_names_every_command() {
         command.arg("--no-such-flag");
         finish(&mut command).refused(&["--no-such-flag"]);
     }
+}
+
+/// Above 20,000 documents the graph answers, through changes, filters and a damaged file, and says how well.
+#[test]
+fn a_large_index_is_answered_from_the_graph() {
+    let dir = fresh(&["bundle"]);
+    let (bundle, documents, out) =
+        (dir.path().join("bundle"), dir.path().join("d.jsonl"), dir.path().join("index"));
+    let words = [
+        "spill", "crumbs", "bell", "dark", "wall", "clock", "cat", "bed", "tea", "soup", "rug", "key", "lamp",
+    ];
+    let line = |i: usize| {
+        // Words and their number by a small generator, so that hardly any two documents have the same ones.
+        let mut state = i as u64;
+        let mut next = |n: usize| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 33) as usize % n
+        };
+        let text: Vec<&str> = (0..4 + next(9)).map(|_| words[next(words.len())]).collect();
+        let metadata = json!({ "third": i % 3 });
+        json!({ "_id": format!("d{i}"), "text": text.join(" "), "metadata": metadata }).to_string() + "\n"
+    };
+    fs::write(&documents, (0..20_300).map(line).collect::<String>()).unwrap();
+    index(&bundle, &documents, &out).done();
+    let asked = |more: &[&str]| -> Value {
+        let found = query(&bundle, &out, &[&["--json", "-k", "5", "spill bell"], more].concat()).done();
+        serde_json::from_str(&found.stdout).unwrap()
+    };
+    let (graph, exact) = (asked(&[]), asked(&["--exact"]));
+    assert_eq!((&graph["path"], &exact["path"]), (&json!("graph"), &json!("exact")));
+    assert_eq!(graph["results"][0], exact["results"][0]);
+    // A filter that leaves few is answered by the scan.
+    let third = asked(&["--filter", "third=1"]);
+    assert_eq!(third["path"], "exact");
+    assert!(third["results"].as_array().unwrap().iter().all(|hit| hit["metadata"]["third"] == 1));
+
+    let arguments = |command: &'static str| {
+        [command, "--bundle", text(&bundle), "--index", text(&out)].map(str::to_owned)
+    };
+    let check = |more: &[&str]| {
+        let all: Vec<String> =
+            arguments("check").into_iter().chain(more.iter().map(|s| (*s).to_owned())).collect();
+        run("runtime", &all)
+    };
+    let found = check(&["--sample", "30", "--recall", "0.9"]);
+    eprintln!("{}", found.stdout);
+    let found = found.done();
+    assert!(found.stdout.contains("recall@10 ") && found.stdout.contains("30 queries"), "{}", found.stdout);
+    check(&["--recall", "1.5"]).refused(&["--recall 1.5"]);
+    let doctor = || run("runtime", &arguments("doctor")).done().stdout;
+    assert!(
+        doctor().contains("0 generations behind, recall 0.9") || doctor().contains("recall 1.0"),
+        "{}",
+        doctor()
+    );
+
+    // What is removed is not found, what is added is; the graph catches up without being built anew.
+    let best = graph["results"][0]["id"].as_str().unwrap().to_owned();
+    let removed: Vec<String> = arguments("remove").into_iter().chain([best.clone()]).collect();
+    run("runtime", &removed).done();
+    fs::write(&documents, line(77_777)).unwrap();
+    let said = index(&bundle, &documents, &out).done().stderr;
+    assert!(!said.contains("building"), "{said}");
+    let after = asked(&[]);
+    assert!(
+        after["path"] == "graph"
+            && after["results"].as_array().unwrap().iter().all(|hit| hit["id"] != best.as_str())
+    );
+    assert!(doctor().contains("2 generations behind"), "{}", doctor());
+
+    // A damaged graph is built anew and said so.
+    let files = fs::read_dir(&out).unwrap().map(|entry| entry.unwrap().path());
+    let file = files.into_iter().find(|path| path.extension().is_some_and(|e| e == "usearch")).unwrap();
+    shorten(&file);
+    let rebuilt = query(&bundle, &out, &["--json", "-k", "5", "spill bell"]).done();
+    assert!(
+        rebuilt.stderr.contains("damaged") && rebuilt.stderr.contains("rebuilding"),
+        "{}",
+        rebuilt.stderr
+    );
+    let rebuilt: Value = serde_json::from_str(&rebuilt.stdout).unwrap();
+    assert_eq!(rebuilt["results"][0], after["results"][0]);
+    assert!(doctor().contains("0 generations behind"), "{}", doctor());
 }

@@ -204,6 +204,16 @@ fn an_exported_reranker_scores_as_its_teacher() {
                     assert!(cosine > 0.9, "{order}, {precision:?}: {cosine}");
                 }
             }
+            // A machine that computes something else must not be believed.
+            let open = |golden| runtime::reranker::Reranker::open_proven(&out, &session, golden);
+            open(usize::MAX).unwrap();
+            tests::model::edit_json(&out.join("reranker.json"), |manifest| {
+                let score = manifest["golden"][0]["score"].as_f64().unwrap();
+                manifest["golden"][0]["score"] = (score + 3.0).into();
+            });
+            let refused = open(1).unwrap_err().to_string();
+            assert!(refused.contains("a golden pair scores"), "{refused}");
+            open(0).unwrap();
             // Another tokenizer's choice tokens would answer plausibly and wrongly.
             tests::model::edit_json(&out.join("reranker.json"), |manifest| {
                 manifest["choices"] = [1, 2].into()

@@ -209,6 +209,11 @@ impl Folded {
 }
 
 impl FoldedQuery {
+    /// A query of made-up numbers, for measurements.
+    pub fn new(form: Form, vector: Vec<f32>, join: Vec<f32>, constant: f32) -> Self {
+        Self { form, vector, join, constant }
+    }
+
     /// `log p(T) - log p(F)` of this query and a stored document vector `[m]`.
     pub fn score(&self, document: &[f32]) -> f32 {
         self.constant

@@ -92,6 +92,11 @@ impl Encoder {
         Ok(Self { bundle, session })
     }
 
+    /// A sentence for each provider that was wanted and does not compute.
+    pub fn fallbacks(&self) -> &[String] {
+        self.session.fallbacks()
+    }
+
     /// The bundle it belongs to.
     pub fn bundle(&self) -> &Arc<Bundle> {
         &self.bundle

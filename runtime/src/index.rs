@@ -1,10 +1,9 @@
 //! A usearch graph over the stored vectors: an accelerator that is never the truth; the only file that names `usearch`.
 //!
-//! It names candidates, which are then scored exactly (crate::search); it can always be rebuilt from the database. The
-//! predictor's two forms are searched in two ways:
-//! * gated: the score is an inner product, so usearch's own inner-product kernel serves;
-//! * relu: no metric of usearch's is the score. The graph is built over `ud` under the squared Euclidean distance (near
-//!   vectors score alike for any query) and searched under the score itself, `-v . relu(uq + ud)`.
+//! It names candidates, which are then scored exactly (crate::search); it can always be rebuilt from the database. It is
+//! built over `ud` under the squared Euclidean distance (near vectors score alike for any query) and searched under the
+//! score itself: gated, an inner product, for which usearch has kernels; relu, `-v . relu(uq + ud)`, which is ours. Built
+//! under the inner product, vectors of unequal length leave the short ones unlinked.
 //!
 //! On disk: `graph-*.usearch`, and `graph.json`, which says which file it is, what its SHA-256 is (usearch's own format has
 //! no checksum) and what database generation it covers. What came after that generation is linked when it is opened. A
@@ -81,7 +80,7 @@ pub enum GraphError {
 }
 
 /// `graph.json`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Sidecar {
     format_version: u32,
@@ -89,14 +88,31 @@ struct Sidecar {
     /// Digest of that generation in the database.
     digest: String,
     sha256: String,
+    /// Nodes looked at for a query, where that was tuned.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    expansion: Option<usize>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    recall: Option<Recall>,
+}
+
+/// How much of what the exact scan finds a graph was seen to find.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Recall {
+    /// Results compared.
+    pub k: usize,
+    /// Queries.
+    pub queries: usize,
+    /// Share of the exact scan's results.
+    pub share: f64,
 }
 
 /// How a graph is built and searched.
 #[derive(Debug, Clone)]
 pub enum Measure {
-    /// Inner product of stored vectors.
+    /// Searched by the inner product.
     Gated,
-    /// Built by Euclidean distance, searched by the score itself; v, `[m]`.
+    /// Searched by `v . relu(uq + ud)`; v, `[m]`.
     Relu(Arc<[f32]>),
 }
 
@@ -129,13 +145,6 @@ impl Measure {
         }
     }
 
-    fn kind(&self) -> MetricKind {
-        match self {
-            Self::Gated => MetricKind::IP,
-            Self::Relu(_) => MetricKind::L2sq,
-        }
-    }
-
     /// Candidates are scored again from 32-bit vectors, so the graph's own copy may be rough where usearch has kernels
     /// for that; the relu measure is ours and reads 32-bit floats.
     fn scalar(&self) -> ScalarKind {
@@ -151,6 +160,8 @@ pub struct Graph {
     index: Index,
     measure: Measure,
     permits: Permits,
+    /// As it was last measured.
+    recall: Option<Recall>,
 }
 
 impl Graph {
@@ -164,7 +175,7 @@ impl Graph {
         live.into_par_iter()
             .try_for_each(|row| graph.index.add(rows.key(row).cast_unsigned(), rows.vector(row)))
             .map_err(refused("be built"))?;
-        Ok(graph.ready())
+        graph.ready()
     }
 
     /// Loads a saved graph, byte for byte as saved, and tells which generation it covers.
@@ -179,7 +190,8 @@ impl Graph {
         if files::sha256_file(&file)? != sidecar.sha256 {
             return Err(GraphError::Digest { file });
         }
-        let graph = Self::empty(dimensions, measure)?;
+        let mut graph = Self::empty(dimensions, measure)?;
+        graph.recall = sidecar.recall;
         graph.index.load(utf8(&file)?).map_err(refused("be loaded"))?;
         if graph.index.dimensions() != dimensions {
             let (found, expected) = (graph.index.dimensions() as u64, format!("has {dimensions}"));
@@ -189,10 +201,11 @@ impl Graph {
             .index
             .reserve_capacity_and_threads(graph.index.size(), graph.permits.total)
             .map_err(refused("be loaded"))?;
-        graph.index.change_expansion_search(graph.measure.expansion_search());
+        let expansion = sidecar.expansion.unwrap_or_else(|| graph.measure.expansion_search());
+        graph.index.change_expansion_search(expansion);
         graph.index.change_expansion_add(EXPANSION_ADD);
         let generation = Generation { number: sidecar.generation, digest: sidecar.digest };
-        Ok((graph.ready(), generation))
+        Ok((graph.ready()?, generation))
     }
 
     /// Writes graph and description, each through a temporary file; the caller is the index's only writer.
@@ -212,7 +225,15 @@ impl Graph {
         })?;
         let Generation { number: generation, digest } = generation.clone();
         // Its writer syncs the directory, which both renames are in.
-        let sidecar = Sidecar { format_version: FORMAT_VERSION, generation, digest, sha256 };
+        let tuned = self.expansion() != self.measure.expansion_search();
+        let sidecar = Sidecar {
+            format_version: FORMAT_VERSION,
+            generation,
+            digest,
+            sha256,
+            expansion: tuned.then(|| self.expansion()),
+            recall: self.recall.clone(),
+        };
         files::write_json(&dir.join(SIDECAR_NAME), &sidecar)?;
         for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
             let name = entry.file_name();
@@ -235,9 +256,9 @@ impl Graph {
             return Ok(());
         }
         // Linking goes by the building metric.
-        self.index.change_metric_kind(self.measure.kind()).map_err(refused("take new documents"))?;
+        self.index.change_metric_kind(MetricKind::L2sq).map_err(refused("take new documents"))?;
         let linked = self.link(rows, &changes.put);
-        self.install_measure();
+        self.install_measure()?;
         linked
     }
 
@@ -272,6 +293,26 @@ impl Graph {
         Ok(found.map_err(refused("be searched"))?.keys.into_iter().map(u64::cast_signed).collect())
     }
 
+    /// Nodes that are looked at for a query.
+    pub fn expansion(&self) -> usize {
+        self.index.expansion_search()
+    }
+
+    /// Changes that: more find more, and take longer.
+    pub fn set_expansion(&mut self, nodes: usize) {
+        self.index.change_expansion_search(nodes);
+    }
+
+    /// As it was last measured.
+    pub fn recall(&self) -> Option<&Recall> {
+        self.recall.as_ref()
+    }
+
+    /// Keeps a measurement.
+    pub fn set_recall(&mut self, recall: Recall) {
+        self.recall = Some(recall);
+    }
+
     /// Number of vectors.
     pub fn len(&self) -> usize {
         self.index.size()
@@ -285,7 +326,7 @@ impl Graph {
     fn empty(dimensions: usize, measure: Measure) -> Result<Self, GraphError> {
         let options = IndexOptions {
             dimensions,
-            metric: measure.kind(),
+            metric: MetricKind::L2sq,
             quantization: measure.scalar(),
             connectivity: CONNECTIVITY,
             expansion_add: EXPANSION_ADD,
@@ -293,28 +334,30 @@ impl Graph {
             multi: false,
         };
         let index = Index::new(&options).map_err(refused("be made"))?;
-        Ok(Self { index, measure, permits: Permits::new(rayon::current_num_threads().max(1)) })
+        Ok(Self { index, measure, permits: Permits::new(rayon::current_num_threads().max(1)), recall: None })
     }
 
-    fn ready(mut self) -> Self {
-        self.install_measure();
-        self
+    fn ready(mut self) -> Result<Self, GraphError> {
+        self.install_measure()?;
+        Ok(self)
     }
 
     /// From here on searches go by the measure. usearch drops no earlier closure, so this is not done per query: the
     /// closure needs v alone, and finds the query where usearch passes it, as one of the two vectors.
-    fn install_measure(&mut self) {
-        if let Measure::Relu(join) = &self.measure {
-            let join = Arc::clone(join);
-            self.index.change_metric::<f32>(Box::new(move |a, b| {
-                let m = join.len();
-                // SAFETY: usearch calls a metric with two vectors of the index's scalar kind (f32) and dimensions (m,
-                // which is what `Graph::empty` and `Graph::open` made sure of), the query's or its own copies, which
-                // lie at multiples of 8 bytes and outlive the call.
-                let (a, b) = unsafe { (std::slice::from_raw_parts(a, m), std::slice::from_raw_parts(b, m)) };
-                relu_distance(&join, a, b)
-            }));
-        }
+    fn install_measure(&mut self) -> Result<(), GraphError> {
+        let Measure::Relu(join) = &self.measure else {
+            return self.index.change_metric_kind(MetricKind::IP).map_err(refused("be searched"));
+        };
+        let join = Arc::clone(join);
+        self.index.change_metric::<f32>(Box::new(move |a, b| {
+            let m = join.len();
+            // SAFETY: usearch calls a metric with two vectors of the index's scalar kind (f32) and dimensions (m,
+            // which is what `Graph::empty` and `Graph::open` made sure of), the query's or its own copies, which
+            // lie at multiples of 8 bytes and outlive the call.
+            let (a, b) = unsafe { (std::slice::from_raw_parts(a, m), std::slice::from_raw_parts(b, m)) };
+            relu_distance(&join, a, b)
+        }));
+        Ok(())
     }
 }
 

@@ -7,7 +7,7 @@ use clap::{Parser, Subcommand};
 use runtime::cpu;
 use runtime::retriever::Options;
 use runtime::selftest;
-use runtime::session::SessionOptions;
+use runtime::session::{Provider, SessionOptions};
 use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -31,6 +31,15 @@ pub struct Global {
     /// Threads for graphs and search; 0 = one for each physical core
     #[arg(long, global = true, value_name = "N", default_value_t = 0)]
     threads: usize,
+    /// What computes, most wanted first, as far as the library has it; the CPU takes what is left
+    #[arg(long, global = true, value_name = "PROVIDERS", value_delimiter = ',')]
+    provider: Vec<Provider>,
+    /// Let threads sleep while they wait within a run: kinder to other programs, slower
+    #[arg(long, global = true)]
+    no_spinning: bool,
+    /// Give memory back after every run instead of keeping that of the largest: slower
+    #[arg(long, global = true)]
+    no_arena: bool,
     /// Trust the bundle to compute here what it computed where it was exported
     #[arg(long, global = true)]
     skip_self_test: bool,
@@ -43,6 +52,7 @@ enum Command {
     Remove(commands::remove::Args),
     #[cfg(feature = "serve")]
     Serve(commands::serve::Args),
+    Check(commands::check::Args),
     Doctor(commands::doctor::Args),
     Bench(commands::bench::Args),
 }
@@ -65,6 +75,9 @@ impl Global {
             session: SessionOptions {
                 ort_dylib: self.ort_dylib.clone(),
                 threads: self.threads,
+                providers: self.provider.clone(),
+                spinning: !self.no_spinning,
+                arena: !self.no_arena,
                 ..SessionOptions::default()
             },
             golden: if self.skip_self_test { 0 } else { selftest::QUICK },
@@ -84,6 +97,7 @@ fn main() -> ExitCode {
         Command::Remove(args) => commands::remove::run(args, &cli.global),
         #[cfg(feature = "serve")]
         Command::Serve(args) => commands::serve::run(args, &cli.global),
+        Command::Check(args) => commands::check::run(args, &cli.global),
         Command::Doctor(args) => commands::doctor::run(args, &cli.global),
         Command::Bench(args) => commands::bench::run(args, &cli.global),
     };

@@ -1,6 +1,7 @@
 //! The teacher on the device: a document is read once, its keys and values are kept, and every query continues them (or the
 //! query is read once, where the prompt asks about it first).
 
+use crate::selftest;
 use crate::session::{Element, Port, Session, SessionError, SessionOptions, Tensor, Values};
 use models::files::sha256_parts;
 use models::manifest::{ManifestError, names};
@@ -29,6 +30,20 @@ pub enum RerankerError {
     /// The graph cannot be opened or run.
     #[error(transparent)]
     Session(#[from] SessionError),
+    /// The bundle does not compute here what it computed where it was exported.
+    #[error(
+        "{dir}: a golden pair scores {found} on this machine, {expected} where it was exported (query {query:?}); try another ONNX Runtime library, or export again"
+    )]
+    Golden {
+        /// The bundle.
+        dir: PathBuf,
+        /// Score here.
+        found: f32,
+        /// Score there.
+        expected: f32,
+        /// The query.
+        query: String,
+    },
     /// The files belong to different exports.
     #[error(
         "{file}: {what} differs from what reranker.json says; the files come from different exports, export again"
@@ -96,6 +111,19 @@ impl Reranker {
         ];
         let session = Session::open(&dir.join(GRAPH_FILE), options, inputs, outputs)?;
         Ok(Self { manifest, prompter, prefix, session, kept: Mutex::default() })
+    }
+
+    /// Opens a bundle and measures so many of its golden pairs, before anybody relies on it.
+    pub fn open_proven(dir: &Path, options: &SessionOptions, golden: usize) -> Result<Self, RerankerError> {
+        let reranker = Self::open(dir, options)?;
+        for measured in selftest::measure_reranker(&reranker, golden)? {
+            if !measured.passed {
+                let (found, expected) = (measured.folded, measured.golden.score);
+                let (dir, query) = (dir.to_owned(), measured.golden.query);
+                return Err(RerankerError::Golden { dir, found, expected, query });
+            }
+        }
+        Ok(reranker)
     }
 
     /// What it was exported as.

@@ -22,6 +22,10 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
 
+mod recall;
+
+pub use self::recall::GraphCheck;
+
 /// Changed documents after which the graph is saved again. Those since then are linked when an index is opened, about a
 /// millisecond each.
 const SAVE_AFTER: usize = 500;
@@ -660,6 +664,7 @@ fn load(store: Store) -> Result<(Store, Rows, Generation), RetrieverError> {
 
 fn open_encoder(bundle: Arc<Bundle>, options: &Options) -> Result<Encoder, RetrieverError> {
     let encoder = Encoder::open(bundle, &options.session)?;
+    encoder.fallbacks().iter().for_each(|fallback| (options.notice)(fallback));
     for measured in selftest::measure(&encoder, None, options.golden)? {
         if !measured.passed {
             return Err(RetrieverError::Golden {

@@ -5,6 +5,7 @@
 
 use crate::encoder::{Embedding, Encoder, EncoderError};
 use crate::predictor::Predictor;
+use crate::reranker::{Reranker, RerankerError};
 use models::manifest::{Golden, Precision};
 use std::collections::HashMap;
 
@@ -42,7 +43,7 @@ impl Tolerance {
 pub struct Measured {
     /// The pair and the score it should have.
     pub golden: Golden,
-    /// Its score by the folded predictor, which is what answers queries.
+    /// Its score by what answers queries: the folded predictor, or the reranker.
     pub folded: f32,
     /// Its score by `predictor.onnx`, where that was asked for.
     pub unfolded: Option<f32>,
@@ -76,6 +77,19 @@ pub fn measure(
         let passed = tolerance.admits(folded, golden.score)
             && unfolded.is_none_or(|score| tolerance.admits(score, golden.score));
         measured.push(Measured { golden: golden.clone(), folded, unfolded, passed });
+    }
+    Ok(measured)
+}
+
+/// Measures the first `limit` golden pairs of a reranker's bundle; one whose model brought no numbers of its own has none.
+pub fn measure_reranker(reranker: &Reranker, limit: usize) -> Result<Vec<Measured>, RerankerError> {
+    let manifest = reranker.manifest();
+    let tolerance = Tolerance::of(manifest.precision);
+    let mut measured = Vec::new();
+    for golden in manifest.golden.iter().take(limit) {
+        let folded = reranker.scores(&golden.query, &[&golden.document])?[0];
+        let passed = tolerance.admits(folded, golden.score);
+        measured.push(Measured { golden: golden.clone(), folded, unfolded: None, passed });
     }
     Ok(measured)
 }

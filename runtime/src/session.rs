@@ -7,9 +7,11 @@
 use crate::cpu;
 use crate::dylib::{self, DylibError, Probed};
 use ort::environment::Environment;
+use ort::ep::{self, ExecutionProvider, ExecutionProviderDispatch};
 use ort::session::{Session as OrtSession, SessionInputValue, builder::GraphOptimizationLevel};
 use ort::value::{TensorElementType, TensorRef, ValueType};
 use std::borrow::Cow;
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
@@ -29,11 +31,67 @@ pub struct SessionOptions {
     pub arena: bool,
     /// Whether allocations are planned from the first run; only of use when all inputs have one shape.
     pub memory_pattern: bool,
+    /// What computes, the most wanted first; the CPU takes what is left.
+    pub providers: Vec<Provider>,
+}
+
+/// What can compute a graph, if the library has it (ONNX Runtime's execution providers).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Provider {
+    /// Always there.
+    Cpu,
+    /// NVIDIA GPUs.
+    Cuda,
+    /// NVIDIA GPUs, graphs compiled when they are opened.
+    Tensorrt,
+    /// Intel's processors, graphics and accelerators.
+    Openvino,
+    /// Apple's.
+    Coreml,
+    /// ARM processors and others.
+    Xnnpack,
+}
+
+impl Provider {
+    /// As it is typed.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Cpu => "cpu",
+            Self::Cuda => "cuda",
+            Self::Tensorrt => "tensorrt",
+            Self::Openvino => "openvino",
+            Self::Coreml => "coreml",
+            Self::Xnnpack => "xnnpack",
+        }
+    }
+
+    /// Whether the library was built with it, and how it is asked for.
+    fn of_ort(self, threads: usize, arena: bool) -> (ort::Result<bool>, ExecutionProviderDispatch) {
+        let threads = NonZeroUsize::new(threads).unwrap_or(NonZeroUsize::MIN);
+        match self {
+            Self::Cpu => (Ok(true), ep::CPU::default().with_arena_allocator(arena).build()),
+            Self::Cuda => (ep::CUDA::is_available(), ep::CUDA::default().build()),
+            Self::Tensorrt => (ep::TensorRT::is_available(), ep::TensorRT::default().build()),
+            Self::Openvino => (ep::OpenVINO::is_available(), ep::OpenVINO::default().build()),
+            Self::Coreml => (ep::CoreML::is_available(), ep::CoreML::default().build()),
+            Self::Xnnpack => {
+                let provider = ep::XNNPACK::default().with_intra_op_num_threads(threads);
+                (ep::XNNPACK::is_available(), provider.build())
+            }
+        }
+    }
 }
 
 impl Default for SessionOptions {
     fn default() -> Self {
-        Self { ort_dylib: None, threads: 0, spinning: true, arena: true, memory_pattern: false }
+        Self {
+            ort_dylib: None,
+            threads: 0,
+            spinning: true,
+            arena: true,
+            memory_pattern: false,
+            providers: Vec::new(),
+        }
     }
 }
 
@@ -163,6 +221,7 @@ pub struct Outlet {
 pub struct Graph {
     file: PathBuf,
     inner: OrtSession,
+    fallbacks: Vec<String>,
 }
 
 impl Graph {
@@ -170,8 +229,9 @@ impl Graph {
     pub fn load(file: &Path, options: &SessionOptions) -> Result<Self, SessionError> {
         let (_, environment) = environment(options.ort_dylib.as_deref())?;
         let threads = if options.threads == 0 { cpu::physical_cores() } else { options.threads };
-        let commit = || -> ort::Result<OrtSession> {
-            OrtSession::builder(&environment)?
+        let mut fallbacks = Vec::new();
+        let mut commit = || -> ort::Result<OrtSession> {
+            let mut builder = OrtSession::builder(&environment)?
                 .with_optimization_level(GraphOptimizationLevel::All)?
                 .with_intra_threads(threads)?
                 .with_inter_threads(1)?
@@ -181,14 +241,23 @@ impl Graph {
                 // Between runs a robot's cores sleep; within one, waking a thread for each of hundreds of small
                 // operators would take a third of a short query's time.
                 .with_config_entry("session.force_spinning_stop", "1")?
-                .with_memory_pattern(options.memory_pattern)?
-                .with_execution_providers([ort::ep::CPU::default()
-                    .with_arena_allocator(options.arena)
-                    .build()])?
-                .commit_from_file(file)
+                .with_memory_pattern(options.memory_pattern)?;
+            let wanted = options.providers.iter().copied().take_while(|provider| *provider != Provider::Cpu);
+            for provider in wanted.chain([Provider::Cpu]) {
+                let (available, dispatch) = provider.of_ort(threads, options.arena);
+                let name = provider.name();
+                let refused = match available {
+                    Ok(false) => Some("this ONNX Runtime library was built without it".to_owned()),
+                    Ok(true) => dispatch.register(&mut builder).err().map(|e| e.message().trim().to_owned()),
+                    Err(error) => Some(error.message().trim().to_owned()),
+                };
+                fallbacks
+                    .extend(refused.map(|why| format!("{name} does not compute {}: {why}", file.display())));
+            }
+            builder.commit_from_file(file)
         };
         let inner = commit().map_err(ort_error(file, "load the graph"))?;
-        Ok(Self { file: file.to_owned(), inner })
+        Ok(Self { file: file.to_owned(), inner, fallbacks })
     }
 
     /// What it takes.
@@ -220,7 +289,8 @@ impl Graph {
                 return Err(port_error(file, what, name, "unknown", &names));
             }
         }
-        Ok(Session { file: self.file, inputs, outputs, inner: Mutex::new(self.inner) })
+        let Self { file, inner, fallbacks } = self;
+        Ok(Session { file, inputs, outputs, inner: Mutex::new(inner), fallbacks })
     }
 }
 
@@ -230,6 +300,7 @@ pub struct Session {
     inputs: Vec<Port>,
     outputs: Vec<Port>,
     inner: Mutex<OrtSession>,
+    fallbacks: Vec<String>,
 }
 
 impl Session {
@@ -241,6 +312,11 @@ impl Session {
         outputs: Vec<Port>,
     ) -> Result<Self, SessionError> {
         Graph::load(file, options)?.session(inputs, outputs)
+    }
+
+    /// A sentence for each provider that was wanted and does not compute.
+    pub fn fallbacks(&self) -> &[String] {
+        &self.fallbacks
     }
 
     /// Runs the graph: values and shape for every input, in the order given to [`Session::open`]; the outputs come in

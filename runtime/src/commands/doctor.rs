@@ -8,13 +8,14 @@ use runtime::encoder::Encoder;
 use runtime::index::{Graph, Measure};
 use runtime::ingest;
 use runtime::predictor::Predictor;
+use runtime::reranker::Reranker;
 use runtime::search::EXACT_LIMIT;
-use runtime::selftest;
-use runtime::session;
+use runtime::selftest::{self, Measured};
+use runtime::session::{self, SessionOptions};
 use runtime::store::Store;
 use std::fmt::Display;
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Check library, bundle and index on this machine
@@ -26,6 +27,9 @@ pub struct Args {
     /// Index directory, as written by `runtime index`
     #[arg(long, value_name = "DIR")]
     index: Option<PathBuf>,
+    /// Reranker's bundle, as written by `export --reranker`
+    #[arg(long, value_name = "DIR")]
+    reranker: Option<PathBuf>,
 }
 
 /// Lines of `pass` and `fail`.
@@ -89,6 +93,9 @@ pub fn run(args: &Args, global: &Global) -> anyhow::Result<Outcome> {
             check_golden(&mut findings, encoder, predictor.as_ref())?;
         }
     }
+    if let (Some(dir), Some(_)) = (&args.reranker, &library) {
+        check_reranker(&mut findings, dir, &options.session)?;
+    }
     if let Some(index) = &args.index {
         check_index(&mut findings, &bundle, index)?;
     }
@@ -105,6 +112,25 @@ fn check_golden(
     if measured.is_empty() {
         return findings.line(false, "golden", "manifest.json has no golden pairs; export again");
     }
+    golden_lines(findings, measured)
+}
+
+fn check_reranker(findings: &mut Findings, dir: &Path, session: &SessionOptions) -> anyhow::Result<()> {
+    let Some(reranker) = findings.take("reranker", Reranker::open(dir, session))? else { return Ok(()) };
+    let manifest = reranker.manifest();
+    let precision = format!("{:?}", manifest.precision).to_lowercase();
+    let detail = format!("{}, all {} files as exported, {precision}", dir.display(), manifest.digests.len());
+    findings.line(true, "reranker", detail)?;
+    let measured = selftest::measure_reranker(&reranker, usize::MAX);
+    let Some(measured) = findings.take("golden", measured)? else { return Ok(()) };
+    if measured.is_empty() {
+        let detail = "the reranker has no golden pairs: its model brought no numbers of its own";
+        return findings.line(true, "golden", detail);
+    }
+    golden_lines(findings, measured)
+}
+
+fn golden_lines(findings: &mut Findings, measured: Vec<Measured>) -> anyhow::Result<()> {
     for pair in measured {
         let unfolded = pair.unfolded.map_or(String::new(), |score| format!(", unfolded {score:.4}"));
         let detail = format!(
@@ -121,7 +147,7 @@ fn check_golden(
     Ok(())
 }
 
-fn check_index(findings: &mut Findings, bundle: &Bundle, dir: &std::path::Path) -> anyhow::Result<()> {
+fn check_index(findings: &mut Findings, bundle: &Bundle, dir: &Path) -> anyhow::Result<()> {
     let loaded = Store::open(dir, &ingest::index_key(bundle)).and_then(|store| {
         let (rows, generation) = store.load()?;
         for row in 0..rows.len() {
@@ -140,7 +166,11 @@ fn check_index(findings: &mut Findings, bundle: &Bundle, dir: &std::path::Path) 
     match opened {
         Ok((graph, of)) => {
             let behind = number.saturating_sub(of.number);
-            findings.line(true, "graph", format!("{} vectors, {behind} generations behind", graph.len()))
+            let recall = graph.recall().map_or("not measured (`runtime check`)".to_owned(), |recall| {
+                format!("{:.4} on {} queries", recall.share, recall.queries)
+            });
+            let detail = format!("{} vectors, {behind} generations behind, recall {recall}", graph.len());
+            findings.line(true, "graph", detail)
         }
         Err(error) => findings.line(false, "graph", format!("{error}; the next query rebuilds it")),
     }

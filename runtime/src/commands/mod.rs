@@ -1,6 +1,7 @@
 //! One file per command: `Args` holds what was typed, `run` opens things, calls the library and reports.
 
 pub mod bench;
+pub mod check;
 pub mod doctor;
 pub mod index;
 pub mod query;

@@ -117,12 +117,12 @@ pub fn run(args: &Args, global: &Global) -> anyhow::Result<Outcome> {
         bail!("--rerank is 0; let the reranker read at least 1 document");
     }
     let options = Options { exact: args.exact, ..global.options() };
-    let session = options.session.clone();
+    let (session, golden) = (options.session.clone(), options.golden);
     let retriever = Retriever::open(&args.bundle, &args.index, options)?;
     let reranker = match &args.reranker {
         None => None,
         Some(dir) => {
-            let opened = Reranker::open(dir, &session);
+            let opened = Reranker::open_proven(dir, &session, golden);
             let opened = opened.with_context(|| format!("cannot use the reranker {}", dir.display()))?;
             Some((opened, args.rerank))
         }

@@ -206,7 +206,8 @@ fn load(paths: &Paths, options: &Options) -> anyhow::Result<Loaded> {
     let retriever: Result<Retriever, RetrieverError> =
         Retriever::open(&paths.bundle, &paths.index, options.clone());
     let open = |dir: &PathBuf| -> anyhow::Result<Reranker> {
-        let opened: Result<Reranker, RerankerError> = Reranker::open(dir, &options.session);
+        let opened: Result<Reranker, RerankerError> =
+            Reranker::open_proven(dir, &options.session, options.golden);
         opened.with_context(|| format!("cannot use the reranker {}", dir.display()))
     };
     Ok(Loaded { retriever: retriever?, reranker: paths.reranker.as_ref().map(open).transpose()? })

@@ -1,5 +1,6 @@
-//! `runtime bench`: what the encoders of some bundles cost on this machine, side by side in one run.
+//! `runtime bench encode`: what the encoders of some bundles cost on this machine, side by side in one run.
 
+use super::resident_megabytes;
 use crate::{Global, Outcome};
 use anyhow::{Context, bail};
 use models::files::write_json;
@@ -191,11 +192,4 @@ fn to_json(contenders: &[Contender], cells: &[Cell], onnxruntime: &str, threads:
         .map(|cell| json!({ "tokens": cell.length, "texts": cell.batch, "median_seconds": cell.seconds }))
         .collect();
     json!({ "onnxruntime": onnxruntime, "threads": threads, "bundles": bundles, "cells": cells })
-}
-
-/// Of this process; Linux tells.
-fn resident_megabytes() -> Option<f64> {
-    let status = fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
-    Some(line.split_whitespace().next()?.parse::<f64>().ok()? / 1e3)
 }
