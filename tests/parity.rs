@@ -206,11 +206,15 @@ fn an_exported_reranker_scores_as_its_teacher() {
             }
             // A machine that computes something else must not be believed.
             let open = |golden| runtime::reranker::Reranker::open_proven(&out, &session, golden);
-            open(usize::MAX).unwrap();
-            tests::model::edit_json(&out.join("reranker.json"), |manifest| {
-                let score = manifest["golden"][0]["score"].as_f64().unwrap();
-                manifest["golden"][0]["score"] = (score + 3.0).into();
-            });
+            let score = reranker.scores(QUERIES[0], &[documents[0]]).unwrap()[0];
+            for (score, passes) in [(score, true), (score + 3.0, false)] {
+                tests::model::edit_json(&out.join("reranker.json"), |manifest| {
+                    let pair =
+                        serde_json::json!({ "query": QUERIES[0], "document": documents[0], "score": score });
+                    manifest["golden"] = vec![pair].into();
+                });
+                assert_eq!(open(1).is_ok(), passes);
+            }
             let refused = open(1).unwrap_err().to_string();
             assert!(refused.contains("a golden pair scores"), "{refused}");
             open(0).unwrap();

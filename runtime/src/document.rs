@@ -1,5 +1,6 @@
 //! Documents as users bring them: JSON lines (BEIR's `corpus.jsonl` among them), CSV, a folder in BEIR layout.
 
+use crate::filter::flattened;
 use models::beir;
 use models::files::FileError;
 use serde::{Deserialize, Serialize};
@@ -11,6 +12,9 @@ use std::path::{Path, PathBuf};
 
 /// What a document is filtered by: field to value, as JSON.
 pub type Metadata = Map<String, Value>;
+
+/// Most metadata fields of a document: each is a column of the whole index.
+pub const MOST_FIELDS: usize = 64;
 
 /// A document; unknown fields are ignored.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,6 +38,13 @@ impl Document {
     pub fn contents(&self) -> String {
         let (id, title, text) = (String::new(), self.title.clone(), self.text.clone());
         beir::Document { id, title, text }.contents()
+    }
+}
+
+impl Document {
+    /// Number of its metadata fields, those of nested objects counted one by one.
+    pub fn fields(&self) -> usize {
+        flattened(&self.metadata).len()
     }
 }
 
@@ -192,6 +203,11 @@ fn checked(name: &str, documents: Vec<(Document, usize)>) -> Result<Vec<Document
                 *line,
                 format!("`{id}` has neither title nor text; there is nothing to encode"),
             ));
+        }
+        let fields = document.fields();
+        if fields > MOST_FIELDS {
+            let reason = format!("`{id}` has {fields} metadata fields, at most {MOST_FIELDS} are taken");
+            return Err(at(name, *line, reason));
         }
         if let Some(first) = seen.insert(id, *line) {
             return Err(at(

@@ -13,6 +13,9 @@ use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
 use std::cmp::Ordering;
 
+/// Most conditions and values that a program may send: each may look at every document.
+const LARGEST: usize = 1000;
+
 /// A condition on metadata.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Filter {
@@ -81,7 +84,7 @@ impl Filter {
         }
         let condition = |field: &str, test: Test| -> Result<Self, FilterError> {
             let field = field.trim();
-            if field.is_empty() || field.contains(char::is_whitespace) {
+            if field.is_empty() || field.contains('!') || field.contains(char::is_whitespace) {
                 return Err(refused("the field is not one word"));
             }
             Ok(Self::Field { field: field.to_owned(), test })
@@ -125,12 +128,25 @@ impl Filter {
                 let conditions = conditions.iter().map(|(key, value)| Self::entry(key, value));
                 Ok(Self::all(conditions.collect::<Result<_, _>>()?))
             }
-            // A program may also send the lines that people type.
+            // A program may also send the lines that people type; JSON within them could nest without end.
+            Value::String(text) if text.trim_start().starts_with('{') => {
+                Err(refused("is JSON in a text; send it as JSON".into()))
+            }
             Value::String(text) => Self::parse(text),
             Value::Array(filters) => {
                 Ok(Self::all(filters.iter().map(Self::from_json).collect::<Result<_, _>>()?))
             }
             _ => Err(refused("is not an object".into())),
+        }
+    }
+
+    /// Conditions and values in it.
+    fn size(&self) -> usize {
+        match self {
+            Self::All(filters) | Self::Any(filters) => 1 + filters.iter().map(Self::size).sum::<usize>(),
+            Self::Not(filter) => 1 + filter.size(),
+            Self::Field { test: Test::In(values), .. } => 1 + values.len(),
+            Self::Field { .. } => 1,
         }
     }
 
@@ -222,7 +238,13 @@ impl Filter {
 
 impl<'de> Deserialize<'de> for Filter {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Self::from_json(&Value::deserialize(deserializer)?).map_err(serde::de::Error::custom)
+        let filter = Self::from_json(&Value::deserialize(deserializer)?).map_err(serde::de::Error::custom)?;
+        match filter.size() {
+            size if size > LARGEST => Err(serde::de::Error::custom(format!(
+                "filter: {size} conditions and values, at most {LARGEST} are taken"
+            ))),
+            _ => Ok(filter),
+        }
     }
 }
 
@@ -348,7 +370,9 @@ mod tests {
     /// A mistyped condition that let everything through would answer from the wrong room.
     #[test]
     fn nonsense_is_refused() {
-        for typed in ["", "=kitchen", "room=", "a b=c", "{\"room\"", "{\"room\": {\"$near\": 1}}", "!"] {
+        for typed in
+            ["", "=kitchen", "room=", "a b=c", "{\"room\"", "{\"room\": {\"$near\": 1}}", "!", "!room=bath"]
+        {
             let message = Filter::parse(typed).unwrap_err().to_string();
             assert!(message.contains("room=kitchen"), "{message}");
         }
@@ -360,9 +384,12 @@ mod tests {
             json!({"a": {"$gt": true}}),
             json!({"a": {"$exists": 1}}),
             json!({"a": {"b": 1}}),
+            json!({"$not": "{\"a\": 1}"}),
         ];
         for sent in sent {
             assert!(Filter::from_json(&sent).is_err(), "{sent}");
         }
+        let many = json!({"a": {"$in": (0..2000).collect::<Vec<i32>>()}});
+        assert!(serde_json::from_value::<Filter>(many).is_err());
     }
 }

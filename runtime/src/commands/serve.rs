@@ -92,7 +92,8 @@ pub fn run(args: &Args, global: &Global) -> anyhow::Result<Outcome> {
     }
     let hosts = if loopback {
         let own = ["localhost", "127.0.0.1", "[::1]"].map(str::to_owned);
-        own.into_iter().chain(args.allow_host.iter().cloned()).collect()
+        let own = own.into_iter().chain([args.listen.ip().to_string()]);
+        own.chain(args.allow_host.iter().cloned()).collect()
     } else {
         args.allow_host.clone()
     };

@@ -47,7 +47,8 @@ pub async fn serve(
     signals: Signals,
 ) -> io::Result<()> {
     let router: Router = super::router(Arc::clone(&app)).layer(DefaultBodyLimit::max(app.limits.body));
-    let mut builder = auto::Builder::new(TokioExecutor::new());
+    // HTTP/1 alone: waiting for what the first bytes say has no limit in time.
+    let mut builder = auto::Builder::new(TokioExecutor::new()).http1_only();
     builder.http1().timer(TokioTimer::new()).header_read_timeout(connections.headers);
     let places = Arc::new(Semaphore::new(connections.most));
     let graceful = GracefulShutdown::new();

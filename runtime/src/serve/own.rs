@@ -2,7 +2,7 @@
 
 use super::app::App;
 use super::error::{ApiError, Body, ErrorBody, Parameters};
-use crate::document::Document;
+use crate::document::{Document, MOST_FIELDS};
 use crate::filter::Filter;
 use crate::ingest::AddReport;
 use crate::retriever::{Answer, Retriever, Stats, Wanted};
@@ -144,6 +144,12 @@ pub async fn add(
         }
         if let Some(Document { id, .. }) = documents.iter().find(|document| document.contents().is_empty()) {
             let error = format!("document `{id}` has neither title nor text; there is nothing to encode");
+            return Err(ApiError::Validation(error));
+        }
+        if let Some(document) = documents.iter().find(|document| document.fields() > MOST_FIELDS) {
+            let (id, fields) = (&document.id, document.fields());
+            let error =
+                format!("document `{id}` has {fields} metadata fields, at most {MOST_FIELDS} are taken");
             return Err(ApiError::Validation(error));
         }
         let AddReport { added, replaced, unchanged } = loaded.retriever.add(&documents)?;
