@@ -117,6 +117,8 @@ fn nothing_acknowledged_is_lost_when_the_process_is_killed() {
     let dir = tempfile::tempdir().unwrap();
     Writer::create(dir.path(), &key()).unwrap().close().unwrap();
     let (mut there, mut at) = (BTreeMap::new(), 0u64);
+    // Documents at each generation.
+    let mut counts = vec![0];
     let (mut graphs, mut unsaid) = (0, 0);
     for kill in 0..KILLS {
         let mut child = Command::new(std::env::current_exe().unwrap())
@@ -143,6 +145,7 @@ fn nothing_acknowledged_is_lost_when_the_process_is_killed() {
         unsaid += found - acknowledged;
         for number in at + 1..=found {
             apply(number, &mut there);
+            counts.push(there.len());
         }
         at = found;
         assert_eq!(contents(&store, &rows), there, "kill {kill}, change {found}");
@@ -152,7 +155,8 @@ fn nothing_acknowledged_is_lost_when_the_process_is_killed() {
         // Once there is a graph, a whole one of a moment of this index is there at any moment.
         if dir.path().join(SIDECAR_NAME).exists() {
             let (graph, of) = Graph::open(dir.path(), M, Measure::Gated).unwrap();
-            assert!(store.has_been_at(&of).unwrap() && !graph.is_empty());
+            assert!(store.has_been_at(&of).unwrap(), "kill {kill}: {of:?}, the index is at {generation:?}");
+            assert_eq!(graph.len(), counts[of.number as usize], "kill {kill}: {of:?}");
             graphs += 1;
         }
     }
