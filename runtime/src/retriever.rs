@@ -609,7 +609,7 @@ impl State {
         let rows = &self.rows;
         let selected: Option<FixedBitSet> = filter.as_ref().map(|filter| rows.select(filter));
         let among = selected.as_ref().map_or(rows.len(), |selected| selected.count_ones(..));
-        let count = search::candidates(*k);
+        let count = search::candidates(*k, among, rows.len());
         match &self.graph {
             // Among few documents, or with so many candidates, the scan is the faster way.
             Some(graph) if among > EXACT_LIMIT && count < among / 2 => {

@@ -283,9 +283,12 @@ pub fn rescore(query: &FoldedQuery, rows: &Rows, candidates: &[i64], k: usize) -
     best.into_ranked()
 }
 
-/// How many candidates the graph is asked for when `k` results are wanted.
-pub fn candidates(k: usize) -> usize {
-    k.saturating_mul(CANDIDATES_PER_RESULT).max(LEAST_CANDIDATES)
+/// How many candidates the graph is asked for when `k` results are wanted of the `among` of `all` rows that pass a filter:
+/// the fewer pass, the farther apart they lie in the graph, and the more of them have to be seen.
+pub fn candidates(k: usize, among: usize, all: usize) -> usize {
+    let wanted = k.saturating_mul(CANDIDATES_PER_RESULT).max(LEAST_CANDIDATES);
+    let sparse = (all.max(1) as f64 / among.clamp(1, all.max(1)) as f64).sqrt();
+    (wanted as f64 * sparse) as usize
 }
 
 #[cfg(test)]

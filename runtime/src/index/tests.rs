@@ -23,7 +23,7 @@ fn recall(graph: &Graph, rows: &Rows, queries: &[FoldedQuery]) -> f64 {
     const K: usize = 10;
     let mut found = 0;
     for (query, exact) in queries.iter().zip(search::exact(queries, rows, K, None)) {
-        let candidates = graph.search(query, search::candidates(K), None).unwrap();
+        let candidates = graph.search(query, search::candidates(K, rows.len(), rows.len()), None).unwrap();
         let graph: Vec<usize> = search::rescore(query, rows, &candidates, K).iter().map(|s| s.row).collect();
         found += exact.iter().filter(|s| graph.contains(&s.row)).count();
     }
@@ -41,7 +41,7 @@ fn setup(form: Form, n: usize, seed: u64) -> (Measure, Rows, Vec<FoldedQuery>) {
 /// A graph searched under the wrong measure still answers, with documents that are merely near something.
 #[test]
 fn the_graph_finds_what_the_exact_scan_finds() {
-    for (form, least) in [(Form::Gated, 0.97), (Form::Relu, 0.9)] {
+    for (form, least) in [(Form::Gated, 0.97), (Form::Relu, 0.95)] {
         let (measure, rows, queries) = setup(form, 6000, 1);
         let graph = Graph::build(&rows, measure).unwrap();
         let recall = recall(&graph, &rows, &queries);
@@ -108,7 +108,7 @@ fn documents_added_later_are_found() {
         let fresh = Graph::build(&rows, Measure::of(&folding.folded, M, M)).unwrap();
         let (updated, fresh) = (recall(&graph, &rows, &queries), recall(&fresh, &rows, &queries));
         eprintln!("{form:?}: recall@10 {updated:.3} after an update, {fresh:.3} when built anew");
-        assert!(updated >= fresh - 0.1, "{form:?}: recall@10 {updated} after an update, {fresh} built anew");
+        assert!(updated >= fresh - 0.05, "{form:?}: recall@10 {updated} after an update, {fresh} built anew");
     }
 }
 
@@ -162,7 +162,8 @@ fn a_filtered_search_finds_the_best_of_what_passes() {
             let passes = |key: i64| rows.row(key).is_some_and(|row| selected.contains(row));
             let (mut found, mut all) = (0, 0);
             for (query, exact) in queries.iter().zip(search::exact(&queries, &rows, 10, Some(&selected))) {
-                let candidates = graph.search(query, search::candidates(10), Some(&passes)).unwrap();
+                let count = search::candidates(10, selected.count_ones(..), rows.len());
+                let candidates = graph.search(query, count, Some(&passes)).unwrap();
                 assert!(candidates.iter().all(|key| passes(*key)));
                 let best = search::rescore(query, &rows, &candidates, 10);
                 all += exact.len();
@@ -170,8 +171,7 @@ fn a_filtered_search_finds_the_best_of_what_passes() {
             }
             let recall = found as f64 / all as f64;
             eprintln!("{form:?}: recall@10 {recall:.3} where one in {share} passes");
-            // How nodes are linked depends on the threads' order: 0.93 to 1 was seen.
-            assert!(recall >= 0.85, "{form:?}: recall@10 {recall} where one in {share} passes");
+            assert!(recall >= 0.95, "{form:?}: recall@10 {recall} where one in {share} passes");
         }
     }
 }

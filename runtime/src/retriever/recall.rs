@@ -48,7 +48,7 @@ impl Retriever {
             let started = Instant::now();
             let mut found = 0;
             for (query, exact) in queries.iter().zip(&exact) {
-                let candidates = graph.search(query, search::candidates(k), None)?;
+                let candidates = graph.search(query, search::candidates(k, rows.len(), rows.len()), None)?;
                 let best = search::rescore(query, rows, &candidates, k);
                 // Of documents that score alike, any one will do.
                 let bar = exact.last().map_or(f32::INFINITY, |worst| worst.score);

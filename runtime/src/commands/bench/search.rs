@@ -164,7 +164,7 @@ fn measure(args: &Args, documents: usize) -> anyhow::Result<Measured> {
     }
     let graph_megabytes = before.zip(resident_megabytes()).map(|(before, after)| after - before);
     let (graph_ms, found) = timed(&queries, |query| {
-        let candidates = graph.search(query, search::candidates(args.k), None)?;
+        let candidates = graph.search(query, search::candidates(args.k, documents, documents), None)?;
         Ok(search::rescore(query, &rows, &candidates, args.k))
     })?;
     let hits: usize = exact
