@@ -1,6 +1,7 @@
 //! From a student directory to a bundle directory: checks first, then graphs and copies into a staged directory, then
 //! the proof, and only then the name the user asked for. Whatever fails, nothing is left behind.
 
+use crate::adapter::QueryAdapter;
 use crate::calibrate::{self, Calibration};
 use crate::card;
 use crate::encoder::encoder;
@@ -107,7 +108,20 @@ impl Student {
         if student.encoder_layers(config.num_hidden_layers) == 0 || prefixes.iter().all(Vec::is_empty) {
             prefixes.clear();
         }
+        if student.query_adapter.is_some() && prefixes.len() < 2 {
+            let expected = "none, as this prompt's queries and documents begin alike and the graph could not tell them apart";
+            return refuse("query_adapter", "some".into(), expected.into());
+        }
         Ok(Self { dir: dir.to_owned(), config, student, max_tokens: found, prefixes })
+    }
+
+    /// The LLM, and the adapter that queries are read with.
+    fn source(&self, precision: Precision, graph: GraphKind) -> Result<Source, ExportError> {
+        let mut source = Source::open_llm(&self.dir, &self.config, precision, graph)?;
+        if let Some(adapter) = &self.student.query_adapter {
+            source.adapter = Some(Box::new(QueryAdapter::open(&self.dir, adapter)?));
+        }
+        Ok(source)
     }
 
     /// Everything of the manifest that is known before the files are.
@@ -126,6 +140,7 @@ impl Student {
                     (GraphKind::Fused, _) | (_, Precision::Int8) => Batching::OneAtATime,
                     (GraphKind::Portable, _) => Batching::Free,
                 },
+                query_adapter_rank: student.query_adapter.as_ref().map(|adapter| adapter.rank),
                 layers: student.encoder_layers(config.num_hidden_layers),
                 dimensions: student.dimensions(),
                 hidden_size: config.hidden_size,
@@ -290,7 +305,7 @@ impl<'a> Writer<'a> {
         let prefix = match student.prefixes.is_empty() {
             true => None,
             false => {
-                let mut source = Source::open_llm(&student.dir, config, Precision::Fp32, options.graph)?;
+                let mut source = student.source(Precision::Fp32, options.graph)?;
                 Some(prefix_states(&mut source, config, layers, &student.prefixes)?)
             }
         };
@@ -375,13 +390,16 @@ impl<'a> Writer<'a> {
         let start = Instant::now();
         let (student, options) = (self.student, self.options);
         let config = &student.config;
-        let mut source = Source::open_llm(&student.dir, config, options.precision, options.graph)?;
+        let mut source = student.source(options.precision, options.graph)?;
         source.calibration = self.calibration.clone();
         source.kept.clone_from(kept);
         let layers = student.student.encoder_layers(config.num_hidden_layers);
         let data = dir.join(manifest::ENCODER_DATA_FILE);
         let mut graph = Graph::with_external_data("encoder", &data)?;
         encoder(&mut graph, &mut source, config, &student.student, student.max_tokens, self.prefix.as_ref())?;
+        if let Some(adapter) = &source.adapter {
+            adapter.all_read()?;
+        }
         let nodes = graph.len();
         let file = dir.join(manifest::ENCODER_FILE);
         graph.finish(&file)?;
@@ -407,7 +425,7 @@ fn calibrate(
     session: &SessionOptions,
 ) -> Result<Calibration, ExportError> {
     let config = &student.config;
-    let mut source = Source::open_llm(&student.dir, config, Precision::Fp32, GraphKind::Fused)?;
+    let mut source = student.source(Precision::Fp32, GraphKind::Fused)?;
     source.observed = Some(Vec::new());
     let (file, weights) = (dir.join("observed.onnx"), dir.join("observed.onnx_data"));
     let mut graph = Graph::with_external_data("observed", &weights)?;

@@ -33,6 +33,9 @@ pub fn card(manifest: &Manifest, megabytes: f64) -> String {
         let more = encoder.precision.more().name();
         line("layers in more bits", format!("{:?} in {more}, to hold the ranking", encoder.kept_layers));
     }
+    if let Some(rank) = encoder.query_adapter_rank {
+        line("query adapter", format!("rank {rank}, in the same graph"));
+    }
     line("latent", format!("layers {:?}, {} numbers", predictor.latents.layers, encoder.dimensions));
     line("predictor", format!("{:?}, {} numbers per document", predictor.form, predictor.inner_dimensions));
     line("longest pass", format!("{} tokens, prompt included", encoder.max_tokens));

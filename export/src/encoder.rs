@@ -20,7 +20,7 @@ const TOKENS: &[Dim] = &[Dim::Symbol("batch"), Dim::Symbol("seq")];
 
 /// Emits the whole encoder: as many layers as the student reads, their latents pooled, no head.
 /// ```text
-/// prefix ── keys and values of the prompt ─┐
+/// prefix ── keys and values of the prompt ─┐   (and whether the adapter's branches are taken)
 /// input_ids ── embed_tokens ─┬─ layers.0 ─┬─ ... ── layers.n ─┬─ last token ── norm ── answer_embedding (last-token residual only)
 ///                            │            │                   │
 ///                            └────────────┴── sums over the pooled positions of the chosen layers
@@ -48,6 +48,10 @@ pub fn encoder(
         None => None,
         Some(states) => {
             let which = g.input(names::PREFIX, DataType::Int64, &[Dim::Size(1)])?;
+            let precision = source.precision;
+            if let Some(adapter) = &mut source.adapter {
+                adapter.begin(g, &root.child("is_query"), precision, &which)?;
+            }
             Some(Past::new(g, &root.child("prefix"), source, states, &which, &ids)?)
         }
     };

@@ -1,9 +1,11 @@
 //! Writes a student down as an ONNX bundle, straight from safetensors and without libtorch, and proves it with the very
 //! code that will run it.
 //!
-//! `prefix` runs the prompt once, `source` reads and checks tensors, `layers` turns blocks into nodes, `graph` keeps the rules, `encoder` and
+//! `prefix` runs the prompt once, `source` reads and checks tensors, `adapter` is what queries
+//! take beside them, `layers` turns blocks into nodes, `graph` keeps the rules, `encoder` and
 //! `predictor` are the two graphs, `bundle` the directory, `verify` and `ranking` the proof.
 
+pub mod adapter;
 pub mod bundle;
 pub mod calibrate;
 pub mod card;

@@ -7,6 +7,7 @@
 //!
 //! Plain loops in f32 with sums in f64: a handful of tokens, read off the same weights that the graph gets.
 
+use crate::adapter::QUERY_PREFIX;
 use crate::error::ExportError;
 use crate::source::{Matrix, Source};
 use models::config::DecoderConfig;
@@ -23,7 +24,7 @@ pub struct PrefixStates {
     pub shape: [usize; 5],
 }
 
-/// Runs `layers` layers on each prompt.
+/// Runs `layers` layers on each prompt, the query's with the adapter that `source` may have.
 pub fn prefix_states(
     source: &mut Source,
     config: &DecoderConfig,
@@ -42,8 +43,13 @@ pub fn prefix_states(
     let mut streams: Vec<Rows> = ids.iter().map(|ids| ids.iter().map(row).collect()).collect();
     drop(table);
     for layer in 0..layers {
-        let block = Block::read(source, config, layer)?;
+        let block = Block::read(source, config, layer, false)?;
+        let adapted = match source.adapter {
+            Some(_) => Some(Block::read(source, config, layer, true)?),
+            None => None,
+        };
         for (prompt, stream) in streams.iter_mut().enumerate() {
+            let block = adapted.as_ref().filter(|_| prompt == QUERY_PREFIX).unwrap_or(&block);
             let (keys, heads_values) = block.advance(config, stream);
             for (part, states) in [keys, heads_values].iter().enumerate() {
                 for (position, token) in states.iter().enumerate() {
@@ -69,8 +75,11 @@ struct Map {
 }
 
 impl Map {
-    fn read(source: &mut Source, name: &str, bias: bool) -> Result<Self, ExportError> {
-        let weight = source.matrix(&format!("{name}.weight"))?;
+    fn read(source: &mut Source, name: &str, bias: bool, adapted: bool) -> Result<Self, ExportError> {
+        let mut weight = source.matrix(&format!("{name}.weight"))?;
+        if let Some(adapter) = source.adapter.as_mut().filter(|_| adapted) {
+            adapter.merge(name, &mut weight)?;
+        }
         let bias = bias.then(|| source.vector(&format!("{name}.bias"))).transpose()?;
         Ok(Self { weight, bias })
     }
@@ -96,7 +105,12 @@ struct Block {
 }
 
 impl Block {
-    fn read(source: &mut Source, config: &DecoderConfig, layer: usize) -> Result<Self, ExportError> {
+    fn read(
+        source: &mut Source,
+        config: &DecoderConfig,
+        layer: usize,
+        adapted: bool,
+    ) -> Result<Self, ExportError> {
         let name = |part: &str| format!("model.layers.{layer}.{part}");
         let (qkv, mlp) = (config.has_qkv_bias(), config.has_mlp_bias());
         let head_norms = match config.has_qk_norm() {
@@ -106,7 +120,7 @@ impl Block {
                 source.vector(&name("self_attn.k_norm.weight"))?,
             ]),
         };
-        let mut map = |part: &str, bias| Map::read(source, &name(part), bias);
+        let mut map = |part: &str, bias| Map::read(source, &name(part), bias, adapted);
         Ok(Self {
             q: map("self_attn.q_proj", qkv)?,
             k: map("self_attn.k_proj", qkv)?,

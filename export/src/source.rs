@@ -1,5 +1,6 @@
 //! A checkpoint as the emitters read it: every tensor checked for NaN and infinity, in the arithmetic chosen for it.
 
+use crate::adapter::QueryAdapter;
 use crate::calibrate::Calibration;
 use crate::error::ExportError;
 use crate::graph::Data;
@@ -56,6 +57,8 @@ pub struct Source {
     pub errors: ErrorReport,
     /// What the maps read: weights are rounded by it.
     pub calibration: Option<Rc<Calibration>>,
+    /// Branches that queries take.
+    pub adapter: Option<Box<QueryAdapter>>,
     /// Layers of the LLM whose maps have more bits than the others' ([`Precision::more`]).
     pub kept: BTreeSet<usize>,
     /// Arithmetic of the layer that is being written.
@@ -85,6 +88,7 @@ impl Source {
             graph,
             errors: ErrorReport::default(),
             calibration: None,
+            adapter: None,
             kept: BTreeSet::new(),
             maps: precision,
             observed: None,
@@ -182,7 +186,14 @@ impl Source {
         }
     }
 
-    fn shape(&self, name: &str, found: Vec<usize>, expected: Vec<usize>) -> ExportError {
+    /// Shape of a tensor that is not read yet.
+    pub fn shape_of(&self, name: &str) -> Result<Vec<usize>, ExportError> {
+        let (_, shape, _) = self.weights.raw(name)?;
+        Ok(shape.to_vec())
+    }
+
+    /// A tensor of this file that has another shape than it should.
+    pub fn shape(&self, name: &str, found: Vec<usize>, expected: Vec<usize>) -> ExportError {
         ExportError::Shape { file: self.file().to_owned(), name: name.to_owned(), found, expected }
     }
 }

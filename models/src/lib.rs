@@ -11,6 +11,7 @@ pub mod files;
 pub mod fold;
 #[cfg(feature = "gguf")]
 pub mod gguf;
+pub mod lora;
 pub mod manifest;
 pub mod metrics;
 pub mod prompt;

@@ -143,6 +143,9 @@ pub struct EncoderInfo {
     pub prefixes: Vec<Vec<u32>>,
     /// Whether texts may share a batch.
     pub batching: Batching,
+    /// Rank of the adapters that the graph reads queries with, where the student has some.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub query_adapter_rank: Option<usize>,
     /// Number of LLM layers in the graph.
     pub layers: usize,
     /// Size of `sentence_embedding`, D.
@@ -284,12 +287,14 @@ impl Manifest {
     /// The student's description as far as folding needs it.
     pub fn student(&self) -> StudentConfig {
         StudentConfig {
-            format_version: student::FORMAT_VERSION,
+            format_version: student::PLAIN_VERSION,
             latents: self.predictor.latents.clone(),
             hidden_size: self.encoder.hidden_size,
             form: self.predictor.form,
             inner_dimensions: self.predictor.inner_dimensions,
             residual: self.predictor.residual,
+            // It is part of the graph.
+            query_adapter: None,
             calibration: self.calibration,
             provenance: self.provenance.clone(),
         }

@@ -1,18 +1,24 @@
 //! The student: a frozen LLM read at chosen layers, and a predictor between its layers and its head.
 //!
 //! A student directory holds `student.json` (this file's [`StudentConfig`]), `predictor.safetensors`
-//! (names in [`tensors`]), `prompt.json` and the LLM it was distilled on (`config.json`, `tokenizer.json`, weights).
+//! (names in [`tensors`]), with a query adapter `query_adapter.safetensors`, `prompt.json` and the LLM it was distilled on
+//! (`config.json`, `tokenizer.json`, weights).
 
 use crate::files::{self, FileError};
+use crate::lora::LoraConfig;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
-/// Version of `student.json` that this program reads and writes.
-pub const FORMAT_VERSION: u32 = 1;
+/// Newest version of `student.json` that this program reads.
+pub const FORMAT_VERSION: u32 = 2;
+/// Version of a student without [`StudentConfig::query_adapter`]: older programs read it as well.
+pub const PLAIN_VERSION: u32 = 1;
 /// Name of the student's description inside its directory.
 pub const FILE_NAME: &str = "student.json";
 /// Name of the predictor's weights inside a student directory.
 pub const PREDICTOR_FILE: &str = "predictor.safetensors";
+/// Name of the query adapter's weights inside a student directory, named as in PEFT's files.
+pub const QUERY_ADAPTER_FILE: &str = "query_adapter.safetensors";
 
 /// Names in `predictor.safetensors`; D = latent dimensions, m = inner dimensions, H = hidden size.
 pub mod tensors {
@@ -125,6 +131,9 @@ pub struct StudentConfig {
     pub inner_dimensions: usize,
     /// Predictor residual.
     pub residual: Residual,
+    /// Adapters of the LLM that queries are read with; documents never are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub query_adapter: Option<LoraConfig>,
     /// From score to probability.
     pub calibration: Calibration,
     /// Where it came from: digests of LLM and data, seeds, settings, metrics.
@@ -136,7 +145,7 @@ impl StudentConfig {
     pub fn open(dir: &Path) -> Result<Self, FileError> {
         let file = dir.join(FILE_NAME);
         let config: Self = files::read_json(&file)?;
-        if config.format_version != FORMAT_VERSION {
+        if !(PLAIN_VERSION..=FORMAT_VERSION).contains(&config.format_version) {
             return Err(FileError::Version { file, found: config.format_version, expected: FORMAT_VERSION });
         }
         Ok(config)

@@ -46,12 +46,13 @@ pub struct Folding {
 impl Folding {
     pub fn new(form: Form, m: usize, random: &mut Random) -> Self {
         let config = StudentConfig {
-            format_version: models::student::FORMAT_VERSION,
+            format_version: models::student::PLAIN_VERSION,
             latents: LatentConfig { layers: vec![1], pooling: Pooling::Mean },
             hidden_size: m,
             form,
             inner_dimensions: m,
             residual: Residual::Pooled,
+            query_adapter: None,
             calibration: Calibration { scale: 1.0, bias: 0.0 },
             provenance: serde_json::Value::Null,
         };

@@ -163,12 +163,13 @@ pub fn write_model(dir: &Path, seed: u64) {
 /// The description of [`write_student`]'s students.
 pub fn student_config(form: Form, residual: Residual) -> StudentConfig {
     StudentConfig {
-        format_version: student::FORMAT_VERSION,
+        format_version: student::PLAIN_VERSION,
         latents: LatentConfig { layers: vec![1, 3], pooling: Pooling::Mean },
         hidden_size: 64,
         form,
         inner_dimensions: INNER_DIMENSIONS,
         residual,
+        query_adapter: None,
         calibration: Calibration { scale: 0.5, bias: -1.0 },
         provenance: json!({ "made_by": "tests" }),
     }

@@ -18,3 +18,4 @@ pub mod task;
 pub mod teacher;
 
 pub use run::{COLUMNS, Run, measure};
+pub use student::open_llm;

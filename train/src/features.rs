@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use indicatif::{ProgressBar, ProgressStyle};
 use models::prompt::{Encoded, PromptError};
 use models::student::Residual;
-use models::torch::{Decoder, EncoderConfig, Reranker, encode, length_buckets};
+use models::torch::{Adapters, Decoder, EncoderConfig, Reranker, encode, length_buckets};
 use std::collections::HashMap;
 use std::path::Path;
 use tch::{Device, Tensor};
@@ -124,7 +124,8 @@ pub struct FeatureMaker<'a> {
 }
 
 impl<'a> FeatureMaker<'a> {
-    /// With a cache directory, latents are kept there under `digest` (of the LLM and its prompt).
+    /// With a cache directory, latents are kept there under `digest` (of the LLM and its prompt). These are the frozen LLM's:
+    /// adapters, which learn, take part in queries only where nothing is kept.
     pub fn new(llm: &'a Reranker, config: EncoderConfig, cache: Option<(&Path, &str)>) -> Result<Self> {
         let hidden_size = llm.decoder.config().hidden_size;
         let mut names: Vec<String> = config.layers.iter().map(|layer| format!("latents-{layer}")).collect();
@@ -137,7 +138,7 @@ impl<'a> FeatureMaker<'a> {
         Ok(Self { llm, config, cache, hidden_size })
     }
 
-    /// Latents of all `texts`.
+    /// Latents of all `texts`; queries through the LLM's adapters where nothing is kept.
     pub fn make(&mut self, side: Side, texts: &[&str]) -> Result<Features> {
         let mut rows: HashMap<Key, Vec<f32>> = HashMap::new();
         let keys: Vec<Key> = texts.iter().map(|text| key(&[side_name(side), text])).collect();
@@ -153,7 +154,7 @@ impl<'a> FeatureMaker<'a> {
             rows.insert(*key, cached.unwrap_or_default());
         }
         let bar = bar(missing.len(), &format!("{} latents", side_name(side)));
-        self.encode_missing(&missing, &mut rows, &bar)?;
+        self.encode_missing(self.adapters(side), &missing, &mut rows, &bar)?;
         bar.finish_and_clear();
         let width = width(&self.config, self.hidden_size);
         let flat: Vec<f32> = keys.iter().flat_map(|key| rows[key].iter().copied()).collect();
@@ -177,7 +178,7 @@ impl<'a> FeatureMaker<'a> {
             }
             let mut missing: Vec<(Key, Encoded)> = missing.into_iter().collect();
             missing.sort_by_key(|(key, _)| *key);
-            self.encode_missing(&missing, &mut HashMap::new(), &bar)?;
+            self.encode_missing(Adapters::Off, &missing, &mut HashMap::new(), &bar)?;
         }
         bar.finish_and_clear();
         let keys: Vec<Key> = texts.iter().map(|text| key(&[side_name(side), text])).collect();
@@ -198,8 +199,16 @@ impl<'a> FeatureMaker<'a> {
         self.cache.as_ref().is_some_and(|cache| cache.contains(&key(&[side_name(side), text])))
     }
 
+    fn adapters(&self, side: Side) -> Adapters {
+        match (side, &self.cache) {
+            (Side::Query, None) => Adapters::On,
+            (Side::Query, Some(_)) | (Side::Document, _) => Adapters::Off,
+        }
+    }
+
     fn encode_missing(
         &mut self,
+        adapters: Adapters,
         missing: &[(Key, Encoded)],
         rows: &mut HashMap<Key, Vec<f32>>,
         bar: &ProgressBar,
@@ -207,7 +216,7 @@ impl<'a> FeatureMaker<'a> {
         let lengths: Vec<usize> = missing.iter().map(|(_, pass)| pass.ids.len()).collect();
         for bucket in length_buckets(&lengths, TOKENS_PER_BATCH) {
             let passes: Vec<Encoded> = bucket.iter().map(|i| missing[*i].1.clone()).collect();
-            let vectors = encode_rows(&self.llm.decoder, &self.config, &passes)?;
+            let vectors = encode_rows(&self.llm.decoder, &self.config, &passes, adapters)?;
             for (i, vector) in bucket.iter().zip(vectors) {
                 let key = missing[*i].0;
                 if let Some(cache) = &mut self.cache {
@@ -224,18 +233,28 @@ impl<'a> FeatureMaker<'a> {
     }
 
     fn pass(&self, side: Side, text: &str) -> Result<Encoded, PromptError> {
-        match (side, self.config.residual) {
-            (Side::Document, _) => self.llm.prompter.document_pass(text),
-            (Side::Query, Residual::Pooled) => self.llm.prompter.query_pass(text),
-            (Side::Query, Residual::LastToken) => self.llm.prompter.query_answer_pass(text),
-        }
+        pass(self.llm, self.config.residual, side, text)
+    }
+}
+
+/// Token ids that the student reads of a text.
+pub fn pass(llm: &Reranker, residual: Residual, side: Side, text: &str) -> Result<Encoded, PromptError> {
+    match (side, residual) {
+        (Side::Document, _) => llm.prompter.document_pass(text),
+        (Side::Query, Residual::Pooled) => llm.prompter.query_pass(text),
+        (Side::Query, Residual::LastToken) => llm.prompter.query_answer_pass(text),
     }
 }
 
 /// Latent and, with [`Residual::LastToken`], last token of each pass, in one vector.
-fn encode_rows(decoder: &Decoder, config: &EncoderConfig, passes: &[Encoded]) -> Result<Vec<Vec<f32>>> {
+fn encode_rows(
+    decoder: &Decoder,
+    config: &EncoderConfig,
+    passes: &[Encoded],
+    adapters: Adapters,
+) -> Result<Vec<Vec<f32>>> {
     let _guard = tch::no_grad_guard();
-    let latents = encode(decoder, config, passes)?;
+    let latents = encode(decoder, config, passes, adapters)?;
     match &latents.answer {
         None => rows_of(&latents.latent),
         Some(answer) => rows_of(&Tensor::cat(&[&latents.latent, answer], 1)),

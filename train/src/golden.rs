@@ -15,7 +15,7 @@ use std::path::Path;
 use tch::Tensor;
 
 /// Writes `golden.json` (texts and scores of all pairs) and `golden.safetensors` (latents), computed in f32, each text
-/// alone and unpadded.
+/// alone and unpadded; queries through the adapters of `llm`, where it has some.
 pub fn write(
     dir: &Path,
     llm: &mut Reranker,

@@ -1,6 +1,7 @@
 //! Linear maps `y = x W^T + b` in every precision; several maps of one input are written as one, or share what is made of
 //! their input.
 
+use crate::adapter;
 use crate::error::ExportError;
 use crate::graph::{Data, Dim, Graph, Scope, Value};
 use crate::onnx::{AttributeProto, DataType};
@@ -93,6 +94,7 @@ fn map(
 ) -> Result<Value, ExportError> {
     let keys = |leaf: &str| -> Vec<String> { parts.iter().map(|part| scope.child(part).key(leaf)).collect() };
     let weight = source.stacked(&keys("weight"))?;
+    let block = scope;
     let scope = scope.child(name);
     if input.key.is_none() {
         let key = scope.key("input");
@@ -109,6 +111,8 @@ fn map(
         Precision::Int8 => int8(g, &scope, source, name, &weight, input)?,
         Precision::Int4 => int4(g, &scope, source, name, &weight, input)?,
     };
+    let maps: Vec<String> = parts.iter().map(|part| block.key(part)).collect();
+    let y = adapter::branch(g, &scope, source, &maps, input.x, y)?;
     if !bias {
         return Ok(y);
     }

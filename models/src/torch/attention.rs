@@ -3,10 +3,11 @@
 
 use tch::{Kind, Tensor, nn};
 
-use super::layers::{Linear, LoraConfig};
+use super::layers::{Adapters, Linear};
 use super::norm::RmsNorm;
 use super::rotary::Angles;
 use crate::config::DecoderConfig;
+use crate::lora::LoraConfig;
 
 /// Which keys a query sees.
 #[derive(Debug)]
@@ -91,11 +92,11 @@ impl Attention {
         angles: &Angles,
         mask: &Mask,
         past: Option<&KeyValue>,
-        train: bool,
+        adapters: Adapters,
     ) -> (Tensor, KeyValue) {
-        let query = angles.rotate(&self.heads(&self.q_proj, self.q_norm.as_ref(), x, train));
-        let key = angles.rotate(&self.heads(&self.k_proj, self.k_norm.as_ref(), x, train));
-        let value = self.heads(&self.v_proj, None, x, train);
+        let query = angles.rotate(&self.heads(&self.q_proj, self.q_norm.as_ref(), x, adapters));
+        let key = angles.rotate(&self.heads(&self.k_proj, self.k_norm.as_ref(), x, adapters));
+        let value = self.heads(&self.v_proj, None, x, adapters);
         let new = match past {
             None => KeyValue { key, value },
             Some(past) => past.append(&key, &value),
@@ -107,7 +108,7 @@ impl Attention {
         let causal = matches!(mask, Mask::Causal);
         let context = self.attend(&query, &new, bias, causal);
         let context = context.transpose(1, 2).flatten(2, 3);
-        (self.o_proj.forward(&context, train), new)
+        (self.o_proj.forward(&context, adapters), new)
     }
 
     /// `softmax(query keyᵀ / sqrt(head_dim) + bias) value`, `[batch, heads, seq, head_dim]` as `query`.
@@ -127,8 +128,8 @@ impl Attention {
     }
 
     /// `[batch, seq, hidden_size]` to `[batch, heads, seq, head_dim]`.
-    fn heads(&self, projection: &Linear, norm: Option<&RmsNorm>, x: &Tensor, train: bool) -> Tensor {
-        let heads = projection.forward(x, train).unflatten(2, [-1, self.head_dim]);
+    fn heads(&self, projection: &Linear, norm: Option<&RmsNorm>, x: &Tensor, adapters: Adapters) -> Tensor {
+        let heads = projection.forward(x, adapters).unflatten(2, [-1, self.head_dim]);
         match norm {
             Some(norm) => norm.forward(&heads, heads.kind()).transpose(1, 2),
             None => heads.transpose(1, 2),

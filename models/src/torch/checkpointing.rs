@@ -6,6 +6,7 @@
 
 use super::attention::KeyValue;
 use super::decoder::{Decoder, DecoderError, ForwardInput, Hidden, Run};
+use super::layers::Adapters;
 use tch::{Kind, Tensor};
 
 /// The way back through one pass, to be walked once, after the loss's own `backward`.
@@ -33,9 +34,11 @@ impl Decoder {
         let rows = self.check(&input)?;
         let input_ids = input.input_ids.to_device(self.device());
         let run = self.prepare(&input, &rows);
-        let seed = match input.train {
-            true => Tensor::randint_low(0, 1 << 62, [1], (Kind::Int64, tch::Device::Cpu)).int64_value(&[0]),
-            false => 0,
+        let seed = match input.adapters {
+            Adapters::Training => {
+                Tensor::randint_low(0, 1 << 62, [1], (Kind::Int64, tch::Device::Cpu)).int64_value(&[0])
+            }
+            Adapters::On | Adapters::Off => 0,
         };
         let shared =
             |part: &KeyValue| KeyValue { key: part.key.shallow_clone(), value: part.value.shallow_clone() };
@@ -110,7 +113,7 @@ impl Recompute<'_> {
 
 /// Only where something is random: the global generator stays as it is otherwise.
 fn reseed(run: &Run, seed: i64, layer: usize) {
-    if run.train {
+    if run.adapters == Adapters::Training {
         tch::manual_seed(seed.wrapping_add(layer as i64));
     }
 }

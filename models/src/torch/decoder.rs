@@ -5,11 +5,12 @@ use tch::{Device, Kind, Tensor, nn};
 
 use super::attention::{Attention, KeyValue, Mask};
 use super::cache::KvCache;
-use super::layers::{LoraConfig, PROJECTIONS};
+use super::layers::Adapters;
 use super::mlp::Mlp;
 use super::norm::RmsNorm;
 use super::rotary::{Angles, Rotary};
 use crate::config::{ConfigError, DecoderConfig};
+use crate::lora::{LoraConfig, PROJECTIONS};
 use crate::weights::WeightsError;
 
 /// Why a decoder cannot be made or run.
@@ -125,8 +126,8 @@ pub struct ForwardInput<'a> {
     pub max_layers: Option<usize>,
     /// Return keys and values, to continue from.
     pub want_cache: bool,
-    /// Switch dropout (of adapters) on.
-    pub train: bool,
+    /// Whether adapters take part, and their dropout.
+    pub adapters: Adapters,
 }
 
 impl<'a> ForwardInput<'a> {
@@ -139,7 +140,7 @@ impl<'a> ForwardInput<'a> {
             keep_layers: &[],
             max_layers: None,
             want_cache: false,
-            train: false,
+            adapters: Adapters::On,
         }
     }
 }
@@ -187,10 +188,10 @@ impl Layer {
     /// `[batch, seq, hidden_size]` in and out. The residual stream keeps its kind, blocks compute in `run.kind`.
     pub(super) fn forward(&self, x: &Tensor, run: &Run, past: Option<&KeyValue>) -> (Tensor, KeyValue) {
         let normed = self.input_layernorm.forward(x, run.kind);
-        let (attended, cache) = self.self_attn.forward(&normed, &run.angles, &run.mask, past, run.train);
+        let (attended, cache) = self.self_attn.forward(&normed, &run.angles, &run.mask, past, run.adapters);
         let x = x + attended;
         let normed = self.post_attention_layernorm.forward(&x, run.kind);
-        (&x + self.mlp.forward(&normed, run.train), cache)
+        (&x + self.mlp.forward(&normed, run.adapters), cache)
     }
 }
 
@@ -200,7 +201,7 @@ pub(super) struct Run {
     kind: Kind,
     angles: Angles,
     mask: Mask,
-    pub(super) train: bool,
+    pub(super) adapters: Adapters,
 }
 
 /// The model. Parameters live in the `VarStore` of the path it was made under, named as in the checkpoint.
@@ -408,7 +409,7 @@ impl Decoder {
             None => Mask::Causal,
             Some(past) => Mask::behind_past(past.valid.as_ref(), past.columns(), seq, (kind, device)),
         };
-        Run { kind, angles: self.rotary.angles(&positions, kind), mask, train: input.train }
+        Run { kind, angles: self.rotary.angles(&positions, kind), mask, adapters: input.adapters }
     }
 }
 

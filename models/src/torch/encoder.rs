@@ -2,7 +2,7 @@
 //! (Rabtriever, arXiv 2604.23336; which layers and why in ARCHITECTURE.md).
 
 use super::batch::Batch;
-use super::{Decoder, DecoderError, ForwardInput};
+use super::{Adapters, Decoder, DecoderError, ForwardInput};
 use crate::prompt::Encoded;
 use crate::student::Residual;
 use tch::{Kind, Tensor};
@@ -25,7 +25,8 @@ pub struct Latents {
     pub answer: Option<Tensor>,
 }
 
-/// Encodes passes in one padded batch. Call under `tch::no_grad`: the student's LLM is frozen.
+/// Encodes passes in one padded batch. Call under `tch::no_grad`, except where adapters of the query side learn: the
+/// student's LLM is frozen. Documents are read with [`Adapters::Off`].
 ///
 /// What all passes begin with (the prompt before the text) is read once for the batch, and nothing behind a text where
 /// nobody looks there: of a ten-token sentence in its prompt that is two fifths of the work.
@@ -33,6 +34,7 @@ pub fn encode(
     decoder: &Decoder,
     config: &EncoderConfig,
     passes: &[Encoded],
+    adapters: Adapters,
 ) -> Result<Latents, DecoderError> {
     let pooled = config.residual == Residual::Pooled;
     let read = |pass: &Encoded| if pooled { pass.text.end } else { pass.ids.len() };
@@ -42,7 +44,12 @@ pub fn encode(
         None => None,
         Some(pass) => {
             let prefix = Batch::new(&[&pass.ids[..shared]], decoder.device());
-            let input = ForwardInput { max_layers, want_cache: true, ..ForwardInput::new(&prefix.input_ids) };
+            let input = ForwardInput {
+                max_layers,
+                want_cache: true,
+                adapters,
+                ..ForwardInput::new(&prefix.input_ids)
+            };
             decoder.forward(input)?.cache
         }
     };
@@ -53,6 +60,7 @@ pub fn encode(
         past: past.as_ref(),
         keep_layers: &config.layers,
         max_layers,
+        adapters,
         ..ForwardInput::new(&batch.input_ids)
     })?;
     let weights = pooling_weights(&batch, passes, shared).to_device(decoder.device());

@@ -1,35 +1,18 @@
 //! Linear projection, with an optional low-rank adapter (LoRA, <https://arxiv.org/abs/2106.09685>):
 //! `y = x Wᵀ + b + alpha / rank · dropout(x) Aᵀ Bᵀ`.
 
-use serde::{Deserialize, Serialize};
+use crate::lora::LoraConfig;
 use tch::{Kind, Tensor, nn};
 
-/// Projections of a layer, which an adapter can target.
-pub const PROJECTIONS: [&str; 7] =
-    ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
-
-/// Low-rank adapters: field names of PEFT's `adapter_config.json` in the file, plain ones accepted too.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct LoraConfig {
-    /// Inner width of an adapter.
-    #[serde(rename = "r", alias = "rank")]
-    pub rank: usize,
-    /// The adapter's output is multiplied by `alpha / rank`.
-    #[serde(rename = "lora_alpha", alias = "alpha")]
-    pub alpha: f64,
-    /// Share of the adapter's inputs set to zero in training.
-    #[serde(rename = "lora_dropout", alias = "dropout", default)]
-    pub dropout: f64,
-    /// Which of [`PROJECTIONS`] get one.
-    pub target_modules: Vec<String>,
-}
-
-impl Default for LoraConfig {
-    /// Rank 16 on all projections.
-    fn default() -> Self {
-        let target_modules = PROJECTIONS.map(str::to_owned).to_vec();
-        Self { rank: 16, alpha: 32.0, dropout: 0.05, target_modules }
-    }
+/// What a pass makes of the adapters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Adapters {
+    /// As if there were none: the base model.
+    Off,
+    /// As they are.
+    On,
+    /// With their dropout.
+    Training,
 }
 
 /// `A [rank, inputs]`, `B [outputs, rank]`, always f32: steps of an optimiser vanish in bf16.
@@ -50,15 +33,16 @@ pub struct Linear {
 }
 
 impl Linear {
-    /// `outputs` x `inputs` zeros, to be loaded; `p` ends with the projection's name. An adapter's A is drawn
-    /// at random (uniform as PEFT's), B is zero, so that training starts from the base model exactly.
+    /// `outputs` x `inputs` zeros, to be loaded; `p` ends with layer, block and the projection's name. An adapter's A is
+    /// drawn at random (uniform as PEFT's), B is zero, so that training starts from the base model exactly.
     pub fn new(p: nn::Path, inputs: usize, outputs: usize, bias: bool, lora: Option<&LoraConfig>) -> Self {
         let (inputs, outputs, options) = (inputs as i64, outputs as i64, (p.kind(), p.device()));
         let trainable = lora.is_none();
         let weight = p.add("weight", Tensor::zeros([outputs, inputs], options), trainable);
         let bias = bias.then(|| p.add("bias", Tensor::zeros([outputs], options), trainable));
-        let name = p.components().last().unwrap_or_default();
-        let lora = lora.filter(|lora| lora.target_modules.iter().any(|target| target == name));
+        let names: Vec<&str> = p.components().collect();
+        let layer = names.iter().rev().nth(2).and_then(|layer| layer.parse().ok()).unwrap_or(0);
+        let lora = lora.filter(|lora| lora.covers(layer, names.last().copied().unwrap_or_default()));
         let lora = lora.map(|lora| {
             let (rank, options) = (lora.rank as i64, (Kind::Float, p.device()));
             let bound = 1.0 / (inputs as f64).sqrt();
@@ -66,7 +50,7 @@ impl Linear {
             Lora {
                 a: (&p / "lora_A").add("weight", a, true),
                 b: (&p / "lora_B").add("weight", Tensor::zeros([outputs, rank], options), true),
-                scale: lora.alpha / lora.rank as f64,
+                scale: lora.scale(),
                 dropout: lora.dropout,
             }
         });
@@ -74,15 +58,15 @@ impl Linear {
     }
 
     /// `[.., inputs]` to `[.., outputs]`, computed in the kind of `x`: f32 weights follow a bf16 input, which is
-    /// mixed precision, and nothing is copied where the kinds agree. `train` switches the adapter's dropout on.
-    pub fn forward(&self, x: &Tensor, train: bool) -> Tensor {
+    /// mixed precision, and nothing is copied where the kinds agree.
+    pub fn forward(&self, x: &Tensor, adapters: Adapters) -> Tensor {
         let kind = x.kind();
         let bias = self.bias.as_ref().map(|bias| bias.to_kind(kind));
         let y = x.linear(&self.weight.to_kind(kind), bias);
-        match &self.lora {
+        match self.lora.as_ref().filter(|_| adapters != Adapters::Off) {
             None => y,
             Some(lora) => {
-                let inner = match train && lora.dropout > 0.0 {
+                let inner = match adapters == Adapters::Training && lora.dropout > 0.0 {
                     true => x.dropout(lora.dropout, true),
                     false => x.shallow_clone(),
                 };

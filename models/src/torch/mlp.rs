@@ -2,8 +2,9 @@
 
 use tch::{Tensor, nn};
 
-use super::layers::{Linear, LoraConfig};
+use super::layers::{Adapters, Linear};
 use crate::config::DecoderConfig;
+use crate::lora::LoraConfig;
 
 /// Feed-forward block; fields are checkpoint keys.
 #[derive(Debug)]
@@ -25,8 +26,8 @@ impl Mlp {
     }
 
     /// `[batch, seq, hidden_size]` in and out.
-    pub fn forward(&self, x: &Tensor, train: bool) -> Tensor {
-        let gated = self.gate_proj.forward(x, train).silu() * self.up_proj.forward(x, train);
-        self.down_proj.forward(&gated, train)
+    pub fn forward(&self, x: &Tensor, adapters: Adapters) -> Tensor {
+        let gated = self.gate_proj.forward(x, adapters).silu() * self.up_proj.forward(x, adapters);
+        self.down_proj.forward(&gated, adapters)
     }
 }

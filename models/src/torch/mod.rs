@@ -16,11 +16,12 @@ pub mod rotary;
 pub mod spectral;
 pub mod weights;
 
+pub use crate::lora::LoraConfig;
 pub use batch::{Batch, length_buckets};
 pub use cache::KvCache;
 pub use checkpointing::Recompute;
 pub use decoder::{Decoder, DecoderError, ForwardInput, Hidden};
 pub use encoder::{EncoderConfig, Latents, encode};
-pub use layers::{Linear, LoraConfig};
+pub use layers::{Adapters, Linear};
 pub use predictor::Predictor;
 pub use reranker::{OpenOptions, Pairs, Reranker, RerankerError};

@@ -5,7 +5,7 @@
 //! asks about the query first).
 
 use super::batch::Batch;
-use super::{Decoder, DecoderError, ForwardInput, Hidden, KvCache, LoraConfig, Recompute};
+use super::{Adapters, Decoder, DecoderError, ForwardInput, Hidden, KvCache, LoraConfig, Recompute};
 use crate::prompt::{PromptError, Prompter};
 use std::path::Path;
 use tch::{Device, Kind, Tensor, nn};
@@ -80,6 +80,9 @@ pub struct Reranker {
     pub decoder: Decoder,
     /// The prompt.
     pub prompter: Prompter,
+    /// Whether its adapters take part when it judges; on from the start. Off where they are a student's, whose teacher
+    /// is the base model.
+    pub judging: Adapters,
     choices: [i64; 2],
 }
 
@@ -95,7 +98,7 @@ impl Reranker {
         }
         decoder.set_compute_kind((options.compute != Kind::Float).then_some(options.compute));
         let choices = prompter.choices().map(i64::from);
-        Ok(Self { vs, decoder, prompter, choices })
+        Ok(Self { vs, decoder, prompter, judging: Adapters::On, choices })
     }
 
     /// Where it runs.
@@ -127,6 +130,7 @@ impl Reranker {
         let input = ForwardInput {
             attention_mask: batch.attention_mask.as_ref(),
             want_cache: true,
+            adapters: self.judging,
             ..ForwardInput::new(&batch.input_ids)
         };
         self.cache_of(self.decoder.forward(input)?)
@@ -165,7 +169,7 @@ impl Reranker {
         let hidden = forward(ForwardInput {
             attention_mask: read.attention_mask.as_ref(),
             want_cache: true,
-            train: true,
+            adapters: Adapters::Training,
             ..ForwardInput::new(&read.input_ids)
         })?;
         let past = self.cache_of(hidden)?.select(pairs.first)?;
@@ -173,7 +177,7 @@ impl Reranker {
         let hidden = forward(ForwardInput {
             attention_mask: continued.attention_mask.as_ref(),
             past: Some(&past),
-            train: true,
+            adapters: Adapters::Training,
             ..ForwardInput::new(&continued.input_ids)
         })?;
         let hidden = continued.last_of(hidden.last()?).to_kind(Kind::Float);
@@ -191,6 +195,7 @@ impl Reranker {
         let hidden = self.decoder.forward(ForwardInput {
             attention_mask: batch.attention_mask.as_ref(),
             past: Some(past),
+            adapters: self.judging,
             ..ForwardInput::new(&batch.input_ids)
         })?;
         Ok(batch.last_of(hidden.last()?).to_kind(Kind::Float))
@@ -199,7 +204,8 @@ impl Reranker {
     /// h(q|d), f32 `[1, H]`, from the whole prompt in one pass, no cache: the reference that cached scores are held to.
     pub fn hidden_uncached(&self, document: &str, query: &str) -> Result<Tensor, RerankerError> {
         let batch = Batch::new(&[self.prompter.pair(document, query)?], self.device());
-        let hidden = self.decoder.forward(ForwardInput::new(&batch.input_ids))?;
+        let input = ForwardInput { adapters: self.judging, ..ForwardInput::new(&batch.input_ids) };
+        let hidden = self.decoder.forward(input)?;
         Ok(batch.last_of(hidden.last()?).to_kind(Kind::Float))
     }
 

@@ -6,8 +6,9 @@ use std::path::Path;
 use tch::{Device, Kind, Tensor, nn};
 
 use super::decoder::{Decoder, DecoderError};
-use super::layers::{Linear, LoraConfig};
+use super::layers::Linear;
 use crate::config::DecoderConfig;
+use crate::lora::LoraConfig;
 use crate::weights::{DType, SafetensorsWriter, Weights, WeightsError, expected_tensors};
 
 /// What PEFT puts before the name of an adapter's tensor.

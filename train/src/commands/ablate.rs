@@ -5,6 +5,7 @@ use crate::agreement::{self, Agreement, PoolConfig};
 use crate::cache::VectorCache;
 use crate::data_sets::{DataArg, DataSets, Splits};
 use crate::device::DeviceArgs;
+use crate::evaluation::open_llm;
 use crate::features::FeatureMaker;
 use crate::sampling::TrainDocuments;
 use anyhow::{Context, Result, bail};
@@ -36,6 +37,7 @@ const VARIANTS: &[(&str, &[&str])] = &[
     ("unit length", &["--no-equalise"]),
     ("relu form", &["--form", "relu", "--lr", "1e-3", "--weight-decay", "0.05"]),
     ("1024 numbers", &["--inner-dimensions", "1024"]),
+    ("query adapters", &["--query-lora-rank", "16"]),
     ("128 numbers", &["--inner-dimensions", "128"]),
 ];
 
@@ -180,6 +182,7 @@ fn distill_args(args: &Args, flags: &[String], out: &Path, cache: &Path, seed: u
 /// Reads students' numbers and holds them to the teacher.
 struct Judge<'a> {
     args: &'a Args,
+    device: &'a DeviceArgs,
     teacher: Reranker,
     sets: DataSets,
     /// By set.
@@ -189,7 +192,7 @@ struct Judge<'a> {
 }
 
 impl<'a> Judge<'a> {
-    fn new(args: &'a Args, device: &DeviceArgs, cache: &'a Path) -> Result<Self> {
+    fn new(args: &'a Args, device: &'a DeviceArgs, cache: &'a Path) -> Result<Self> {
         let splits = Splits { train: "train", dev: &args.dev_split, documents: TrainDocuments::Judged };
         let sets = DataSets::open(&args.data, &splits)?;
         let teacher = Reranker::open(&args.teacher, &device.open(None)?)?;
@@ -205,7 +208,7 @@ impl<'a> Judge<'a> {
             }
             pools.push(of_set);
         }
-        Ok(Self { args, teacher, sets, pools, cache, digest })
+        Ok(Self { args, device, teacher, sets, pools, cache, digest })
     }
 
     fn student(&mut self, dir: &Path) -> Result<Student> {
@@ -222,7 +225,14 @@ impl<'a> Judge<'a> {
             }
         }
         let encoder = EncoderConfig { layers: config.latents.layers.clone(), residual: config.residual };
-        let mut maker = FeatureMaker::new(&self.teacher, encoder, Some((self.cache, &self.digest)))?;
+        let adapted = match config.query_adapter {
+            Some(_) => Some(open_llm(dir, &config, self.device)?),
+            None => None,
+        };
+        let mut maker = match &adapted {
+            Some(llm) => FeatureMaker::new(llm, encoder, None)?,
+            None => FeatureMaker::new(&self.teacher, encoder, Some((self.cache, &self.digest)))?,
+        };
         let mut all = Vec::new();
         for (set, pools) in self.sets.sets.iter().zip(&self.pools).filter(|(_, pools)| !pools.is_empty()) {
             all.push(agreement::measure(pools, set, &mut maker, &predictor)?);

@@ -8,7 +8,7 @@ use anyhow::{Result, bail};
 use clap::{Args as ClapArgs, Subcommand};
 use models::files::write_json;
 use models::student::Residual;
-use models::torch::{EncoderConfig, ForwardInput, LoraConfig, Reranker, encode};
+use models::torch::{Adapters, EncoderConfig, ForwardInput, LoraConfig, Reranker, encode};
 use serde_json::{Value, json};
 use std::path::PathBuf;
 use std::time::Instant;
@@ -114,7 +114,9 @@ fn step_seconds(args: &StepArgs, device: &DeviceArgs, lora: Option<LoraConfig>) 
     for repeat in 0..=args.repeats {
         let start = Instant::now();
         adamw.zero_grad();
-        let hidden = model.decoder.forward(ForwardInput { train: true, ..ForwardInput::new(&ids) })?;
+        let hidden = model
+            .decoder
+            .forward(ForwardInput { adapters: Adapters::Training, ..ForwardInput::new(&ids) })?;
         let last = hidden.last()?.select(1, -1);
         choice_cross_entropy(&model.decoder.logits(&last), &targets, &positive)?.backward();
         adamw.clip_grad_norm(1.0);
@@ -222,8 +224,10 @@ fn cost(model: &Reranker, layers: &[usize], length: usize, query: &[u32], querie
     let text = 0..document.len();
     let pass = models::prompt::Encoded { ids: document, text };
     let encoder = EncoderConfig { layers: layers.to_vec(), residual: Residual::Pooled };
-    let student =
-        milliseconds(&|| Ok(encode(&model.decoder, &encoder, std::slice::from_ref(&pass))?.latent), queries)?;
+    let student = milliseconds(
+        &|| Ok(encode(&model.decoder, &encoder, std::slice::from_ref(&pass), Adapters::Off)?.latent),
+        queries,
+    )?;
     Ok(Cost { length, scratch, cached, student })
 }
 

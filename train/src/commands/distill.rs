@@ -5,7 +5,7 @@ use crate::cache::VectorCache;
 use crate::calibration;
 use crate::data_sets::{DataSet, DataSets};
 use crate::device::DeviceArgs;
-use crate::distillation::{DistillConfig, Distillation, Finished, StudentSet, Targets};
+use crate::distillation::{DistillConfig, Distillation, Finished, QueryLatents, StudentSet, Targets};
 use crate::features::{FeatureMaker, Side, StoredFeatures};
 use crate::fit::{fit, write_tensors};
 use crate::golden;
@@ -15,10 +15,12 @@ use crate::schedule::Decay;
 use anyhow::{Context, Result, bail};
 use clap::Args as ClapArgs;
 use models::checkpoint::{self, copy_side_files, link_weights};
+use models::config::DecoderConfig;
 use models::files::{StagedDir, write_json};
+use models::lora::LoraConfig;
 use models::student::{self, Calibration, Form, LatentConfig, Pooling, Residual, StudentConfig};
 use models::torch::spectral::Moments;
-use models::torch::{EncoderConfig, Predictor, Reranker};
+use models::torch::{Adapters, EncoderConfig, Predictor, Reranker};
 use models::weights::DType;
 use serde_json::json;
 use std::collections::{BTreeSet, HashMap};
@@ -79,6 +81,13 @@ pub struct Args {
     /// Dropout of the latents
     #[arg(long, default_value_t = 0.1)]
     dropout: f64,
+    /// Rank of adapters (LoRA) that queries alone are read with, trained with the predictor; 0 = none. Each step then runs the
+    /// LLM over its queries
+    #[arg(long, default_value_t = 0)]
+    query_lora_rank: usize,
+    /// The query adapters' scale is alpha / rank
+    #[arg(long, default_value_t = 32.0)]
+    query_lora_alpha: f64,
     /// Queries that get teacher targets, of all data sets together; 0 = none
     #[arg(long, default_value_t = 300)]
     target_queries: usize,
@@ -161,8 +170,13 @@ pub fn run(args: &Args, device: &DeviceArgs) -> Result<()> {
     check(args)?;
     let staged = StagedDir::new(&args.run.out)?;
     let sets = args.run.open_data()?;
-    let mut teacher = Reranker::open(&args.teacher, &device.open(None)?)?;
-    let mut student = describe(args, &teacher)?;
+    let adapter = query_adapter(args)?;
+    tch::manual_seed(args.run.seed as i64);
+    let mut teacher = Reranker::open(&args.teacher, &device.open(adapter.clone())?)?;
+    // The adapters are the student's: its teacher and its documents know nothing of them.
+    teacher.judging = Adapters::Off;
+    let mut student = describe(args, teacher.decoder.config())?;
+    student.query_adapter = adapter;
     let config = distill_config(args);
     let fit_config = args.run.fit_config(Pace {
         schedule: schedule(args.lr, args.warmup.min(args.steps / 10), args.steps, args.decay),
@@ -177,7 +191,7 @@ pub fn run(args: &Args, device: &DeviceArgs) -> Result<()> {
         "data": sets.settings(),
         "split": args.run.split, "dev_split": args.run.dev_split, "documents": args.run.documents,
         "latents": student.latents, "form": student.form, "residual": student.residual,
-        "inner_dimensions": args.inner_dimensions, "dropout": args.dropout,
+        "inner_dimensions": args.inner_dimensions, "dropout": args.dropout, "query_adapter": student.query_adapter,
         "distill": config, "fit": fit_config, "weight_decay": args.weight_decay, "dtype": device.compute().name(),
     });
     if !teacher.prompter.has_pieces() {
@@ -187,12 +201,24 @@ pub fn run(args: &Args, device: &DeviceArgs) -> Result<()> {
             args.teacher.display()
         );
     }
+    let [before_query, before_document] = teacher.prompter.before_texts();
+    if student.query_adapter.is_some() && before_query == before_document {
+        bail!(
+            "{}: --query-lora-rank needs a prompt whose queries and documents begin differently: that is how an encoder \
+             graph tells them apart",
+            args.teacher.display()
+        );
+    }
     eprintln!("distilling on {}", sets.describe());
     let (predictor, history) = {
         let plan = sets.plan(args.steps, args.run.seed);
         let (latents, predictor, targets) =
             prepare(args, device, &sets, &teacher, &student, &teacher_digest)?;
-        let mut adamw = AdamW::new(predictor.parameters(), args.weight_decay);
+        let mut parameters = predictor.parameters();
+        if student.query_adapter.is_some() {
+            parameters.extend(teacher.parameters());
+        }
+        let mut adamw = AdamW::new(parameters, args.weight_decay);
         let mut task = Distillation::new(&teacher, latents, plan, predictor, targets, config);
         let state = args.run.state(&settings);
         let history = fit(&mut task, &mut adamw, &fit_config, &state)?;
@@ -211,6 +237,10 @@ pub fn run(args: &Args, device: &DeviceArgs) -> Result<()> {
         DType::F32,
         HashMap::new(),
     )?;
+    if student.query_adapter.is_some() {
+        let file = staged.path().join(student::QUERY_ADAPTER_FILE);
+        write_tensors(&file, teacher.decoder.lora_state(), DType::F32, HashMap::new())?;
+    }
     copy_side_files(&args.teacher, staged.path())?;
     link_weights(&args.teacher, staged.path())?;
     write_json(&staged.path().join(student::FILE_NAME), &student)?;
@@ -248,15 +278,40 @@ pub fn default_layers(depth: usize) -> Vec<usize> {
     layers
 }
 
-fn describe(args: &Args, teacher: &Reranker) -> Result<StudentConfig> {
-    let config = teacher.decoder.config();
+/// The adapters that --query-lora-rank asks for: on the layers that the student's encoder runs.
+fn query_adapter(args: &Args) -> Result<Option<LoraConfig>> {
+    if args.query_lora_rank == 0 {
+        return Ok(None);
+    }
+    let student = describe(args, &DecoderConfig::open(&args.teacher)?)?;
+    let layers = student.encoder_layers(DecoderConfig::open(&args.teacher)?.num_hidden_layers);
+    if layers == 0 {
+        bail!(
+            "--query-lora-rank {}: with --layers 0 no layer is run that could be adapted",
+            args.query_lora_rank
+        );
+    }
+    Ok(Some(LoraConfig {
+        rank: args.query_lora_rank,
+        alpha: args.query_lora_alpha,
+        dropout: 0.0,
+        layers_to_transform: Some((0..layers).collect()),
+        ..LoraConfig::default()
+    }))
+}
+
+fn describe(args: &Args, config: &DecoderConfig) -> Result<StudentConfig> {
     let depth = config.num_hidden_layers;
     let layers = if args.layers.is_empty() { default_layers(depth) } else { args.layers.clone() };
     if let Some(layer) = layers.iter().find(|layer| **layer > depth) {
         bail!("--layers {layer}: this model has {depth} layers");
     }
     Ok(StudentConfig {
-        format_version: student::FORMAT_VERSION,
+        format_version: if args.query_lora_rank == 0 {
+            student::PLAIN_VERSION
+        } else {
+            student::FORMAT_VERSION
+        },
         latents: LatentConfig { layers, pooling: Pooling::Mean },
         hidden_size: config.hidden_size,
         form: match args.form {
@@ -268,6 +323,7 @@ fn describe(args: &Args, teacher: &Reranker) -> Result<StudentConfig> {
             ResidualArg::LastToken => Residual::LastToken,
             ResidualArg::Pooled => Residual::Pooled,
         },
+        query_adapter: None,
         calibration: Calibration { scale: 1.0, bias: 0.0 },
         provenance: serde_json::Value::Null,
     })
@@ -303,23 +359,26 @@ fn prepare<'a>(
     args: &Args,
     device: &DeviceArgs,
     sets: &'a DataSets,
-    teacher: &Reranker,
+    teacher: &'a Reranker,
     student: &StudentConfig,
     teacher_digest: &str,
 ) -> Result<(Vec<StudentSet<'a>>, Predictor, Targets)> {
     let cache_dir = args.cache_dir();
     let digest = cache_digest(teacher_digest, device);
     let encoder = EncoderConfig { layers: student.latents.layers.clone(), residual: student.residual };
-    let mut maker = FeatureMaker::new(teacher, encoder, Some((&cache_dir, &digest)))?;
-    let latents = sets.sets.iter().map(|set| latents_of(&mut maker, set)).collect::<Result<Vec<_>>>()?;
+    let mut maker = FeatureMaker::new(teacher, encoder.clone(), Some((&cache_dir, &digest)))?;
+    let mut latents = sets.sets.iter().map(|set| latents_of(&mut maker, set)).collect::<Result<Vec<_>>>()?;
     // Statistics of the training texts only: the student knows nothing of the other documents.
     let most = STATISTICS_ON / latents.len().max(1);
     let mut queries = Moments::new(student.dimensions(), teacher.device());
     let mut documents = Moments::new(student.dimensions(), teacher.device());
     for set in &latents {
         let all: Vec<usize> = (0..set.queries.len()).collect();
-        take_in(&mut queries, &set.queries, &all, most)?;
+        take_in(&mut queries, set.queries.stored(), &all, most)?;
         take_in(&mut documents, &set.documents, &set.set.train.documents, most)?;
+    }
+    if student.query_adapter.is_some() {
+        latents.iter_mut().for_each(|set| adapt(set, teacher, &encoder));
     }
     tch::manual_seed(args.run.seed as i64);
     let predictor = Predictor::new(student, &queries, &documents, &teacher.choice_weight()?, args.dropout);
@@ -341,7 +400,7 @@ pub fn encode_for_all(runs: &[Args], device: &DeviceArgs) -> Result<()> {
     let teacher = Reranker::open(&first.teacher, &device.open(None)?)?;
     let mut layers = BTreeSet::new();
     for run in runs {
-        layers.extend(describe(run, &teacher)?.latents.layers);
+        layers.extend(describe(run, teacher.decoder.config())?.latents.layers);
     }
     let digest = cache_digest(&checkpoint::digest(&first.teacher)?, device);
     let encoder = EncoderConfig { layers: layers.into_iter().collect(), residual: Residual::Pooled };
@@ -355,13 +414,24 @@ pub fn encode_for_all(runs: &[Args], device: &DeviceArgs) -> Result<()> {
 fn latents_of<'a>(maker: &mut FeatureMaker, set: &'a DataSet) -> Result<StudentSet<'a>> {
     let documents = maker.store(Side::Document, &set.document_texts())?;
     let texts: Vec<&str> = (0..set.train.queries.len()).map(|place| set.training_query(place)).collect();
-    let queries = maker.store(Side::Query, &texts)?;
+    let queries = QueryLatents::frozen(maker.store(Side::Query, &texts)?);
     let dev = set.dev.iter().map(|(_, qrels)| {
         let texts: Vec<&str> = qrels.keys().map(|id| set.query(id)).collect();
-        maker.store(Side::Query, &texts)
+        Ok(QueryLatents::frozen(maker.store(Side::Query, &texts)?))
     });
     let dev = dev.collect::<Result<Vec<_>>>()?;
-    Ok(StudentSet { set, lengths: vec![1; queries.len()], queries, documents, dev })
+    Ok(StudentSet { set, lengths: queries.lengths(), queries, documents, dev })
+}
+
+/// From now on the set's queries are read through the adapters of `llm`.
+fn adapt<'a>(set: &mut StudentSet<'a>, llm: &'a Reranker, encoder: &EncoderConfig) {
+    let data = set.set;
+    let texts = (0..data.train.queries.len()).map(|place| data.training_query(place)).collect();
+    set.queries.adapt(llm, encoder, texts);
+    set.lengths = set.queries.lengths();
+    for (dev, (_, qrels)) in set.dev.iter_mut().zip(&data.dev) {
+        dev.adapt(llm, encoder, qrels.keys().map(|id| data.query(id)).collect());
+    }
 }
 
 /// Moments of at most `most` of the texts at these places, evenly spaced.

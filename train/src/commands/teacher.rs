@@ -13,7 +13,7 @@ use anyhow::{Result, bail};
 use clap::Args as ClapArgs;
 use models::checkpoint::{self, WEIGHTS_FILE, copy_side_files};
 use models::files::{StagedDir, write_json};
-use models::torch::layers::PROJECTIONS;
+use models::lora::PROJECTIONS;
 use models::torch::{LoraConfig, Reranker};
 use models::weights::DType;
 use serde_json::json;
@@ -132,6 +132,7 @@ pub fn run(args: &Args, device: &DeviceArgs) -> Result<()> {
         alpha: args.lora_alpha,
         dropout: args.lora_dropout,
         target_modules: args.lora_targets.clone(),
+        layers_to_transform: None,
     });
     tch::manual_seed(args.run.seed as i64);
     let mut teacher = Reranker::open(&args.model, &device.open(lora.clone())?)?;

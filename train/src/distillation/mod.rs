@@ -5,9 +5,11 @@
 //! as many as the budget allows also have teacher targets: JEPA distance to h(q|d), divergence of the LLM's logits,
 //! listwise divergence over their candidates.
 
+mod queries;
 mod ranking;
 mod targets;
 
+pub use queries::QueryLatents;
 pub use ranking::{JudgedScore, StudentSet};
 pub use targets::Targets;
 
@@ -17,13 +19,15 @@ use crate::sampling::{batch_at, draw, rng};
 use anyhow::{Context, Result, bail};
 use models::torch::predictor::QuerySide;
 use models::torch::{Predictor, Reranker};
-use ranking::{document_side, query_side, sample};
+use ranking::{document_side, query_side, spaced};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use tch::{Kind, Tensor};
 
 /// Training queries and documents that documents are equalised on.
 const EQUALISED_ON: usize = 4096;
+/// The same where each query runs the LLM.
+const EQUALISED_ON_LIVE: usize = 512;
 
 /// Settings of the distillation.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -140,9 +144,13 @@ impl<'a> Distillation<'a> {
         let (mut queries, mut documents) = (Vec::new(), Vec::new());
         for set in &self.sets {
             let all: Vec<usize> = (0..set.queries.len()).collect();
-            queries.push(sample(&set.queries, &all, most, |x| self.predictor.query.apply(x))?.0);
-            let among = &set.set.train.documents;
-            documents.push(sample(&set.documents, among, most, |z| self.predictor.document.apply(z))?.0);
+            let some = match set.queries.is_live() {
+                true => spaced(&all, EQUALISED_ON_LIVE / self.sets.len().max(1)),
+                false => spaced(&all, most),
+            };
+            queries.push(self.predictor.query.apply(&set.queries.gather(&some)?.latent).0);
+            let some = spaced(&set.set.train.documents, most);
+            documents.push(self.predictor.document.apply(&set.documents.gather(&some)?.latent).0);
         }
         let all = |parts: &[Tensor]| models::torch::predictor::Standardised(Tensor::cat(parts, 0));
         self.predictor.equalise_documents(&all(&queries), &all(&documents));
@@ -257,7 +265,7 @@ impl Task for Distillation<'_> {
         let set = &self.sets[index];
         let batch = batch_at(&set.lengths, self.config.queries, self.config.seed, place);
         let ids = set.set.ids(&batch);
-        let side = query_side(&self.predictor, &set.queries.gather(&batch)?, true);
+        let side = query_side(&self.predictor, &set.queries.gather_for_training(&batch)?, true);
         let mut parts = Metrics::new();
         let mut loss = Tensor::zeros([], (Kind::Float, self.teacher.device()));
         if self.config.supervised_weight > 0.0 {

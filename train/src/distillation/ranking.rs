@@ -1,5 +1,6 @@
 //! One data set as the student sees it: latents on disk, rankings, dev metrics.
 
+use super::queries::QueryLatents;
 use crate::data_sets::DataSet;
 use crate::evaluation::{Run, measure};
 use crate::features::{Features, StoredFeatures};
@@ -8,7 +9,7 @@ use crate::scoring::rows_of;
 use anyhow::Result;
 use models::beir::Qrels;
 use models::torch::Predictor;
-use models::torch::predictor::{QuerySide, Standardised};
+use models::torch::predictor::QuerySide;
 use tch::{Device, Tensor};
 
 /// Documents scored at once.
@@ -21,12 +22,12 @@ pub struct StudentSet<'a> {
     /// The data.
     pub set: &'a DataSet,
     /// Latents of the training queries, in their order.
-    pub queries: StoredFeatures,
+    pub queries: QueryLatents<'a>,
     /// Latents of the whole corpus.
     pub documents: StoredFeatures,
     /// Latents of the judged queries of each dev split, in the split's order.
-    pub dev: Vec<StoredFeatures>,
-    /// Batches need no sorting by length: latents have one size.
+    pub dev: Vec<QueryLatents<'a>>,
+    /// What batches are sorted by, see [`QueryLatents::lengths`].
     pub lengths: Vec<usize>,
 }
 
@@ -66,7 +67,7 @@ impl StudentSet<'_> {
     }
 
     /// Dev splits: name, judgements and latents.
-    fn dev(&self) -> impl Iterator<Item = (&str, &Qrels, &StoredFeatures)> {
+    fn dev(&self) -> impl Iterator<Item = (&str, &Qrels, &QueryLatents<'_>)> {
         let splits = self.set.dev.iter().zip(&self.dev);
         splits.map(|((name, qrels), features)| (name.as_str(), qrels, features))
     }
@@ -119,16 +120,10 @@ fn best(scores: &[f32], k: usize) -> Vec<usize> {
     places
 }
 
-/// Standardised latents of a sample of stored texts, evenly spaced, for [`Predictor::equalise_documents`].
-pub fn sample(
-    features: &StoredFeatures,
-    among: &[usize],
-    most: usize,
-    standardise: impl Fn(&Tensor) -> Standardised,
-) -> Result<Standardised> {
+/// At most `most` of them, evenly spaced.
+pub fn spaced(among: &[usize], most: usize) -> Vec<usize> {
     let step = among.len().div_ceil(most.max(1)).max(1);
-    let some: Vec<usize> = among.iter().copied().step_by(step).collect();
-    Ok(standardise(&features.gather(&some)?.latent))
+    among.iter().copied().step_by(step).collect()
 }
 
 #[cfg(test)]

@@ -3,11 +3,13 @@
 use super::calibration_table::{Reliability, Summary};
 use super::first_stage::{FirstStage, Measured};
 use super::task::Task;
+use crate::device::DeviceArgs;
 use crate::features::{FeatureMaker, Side};
 use anyhow::{Context, Result};
-use models::student::{Calibration, PREDICTOR_FILE, StudentConfig};
+use models::student::{Calibration, PREDICTOR_FILE, QUERY_ADAPTER_FILE, StudentConfig};
 use models::torch::predictor::QuerySide;
 use models::torch::{EncoderConfig, Predictor, Reranker};
+use models::weights::Weights;
 use ndarray::Array2;
 use serde::Serialize;
 use std::collections::HashSet;
@@ -45,8 +47,17 @@ struct Observed {
     queries: Vec<(usize, HashSet<usize>)>,
 }
 
+/// Opens the LLM of a student directory with the adapters that its queries are read with, if any.
+pub fn open_llm(dir: &Path, config: &StudentConfig, device: &DeviceArgs) -> Result<Reranker> {
+    let llm = Reranker::open(dir, &device.open(config.query_adapter.clone())?)?;
+    if config.query_adapter.is_some() {
+        llm.decoder.load_lora(&Weights::open_file(&dir.join(QUERY_ADAPTER_FILE))?)?;
+    }
+    Ok(llm)
+}
+
 impl<'a> Student<'a> {
-    /// Opens a student directory; `llm` is the model in it.
+    /// Opens a student directory; `llm` is the model in it (see [`open_llm`]).
     pub fn open(dir: &Path, config: &StudentConfig, llm: &'a Reranker) -> Result<Self> {
         let encoder = EncoderConfig { layers: config.latents.layers.clone(), residual: config.residual };
         Ok(Self {

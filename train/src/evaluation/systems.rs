@@ -3,7 +3,7 @@
 use super::cosine::{Cosine, MeanPooled};
 use super::first_stage::{Measured, bm25, rank_corpus};
 use super::onnx_embedding::{OnnxConfig, OnnxEmbedding};
-use super::student::{SplitCalibration, Student};
+use super::student::{SplitCalibration, Student, open_llm};
 use super::task::Task;
 use super::teacher::rerank;
 use crate::device::DeviceArgs;
@@ -90,7 +90,7 @@ fn answers(kind: &Kind, task: &Task, device: &DeviceArgs, before: &[Answers]) ->
         Kind::Onnx(config) => plain(rank_corpus(task, &mut Cosine::new(OnnxEmbedding::open(config)?))?),
         Kind::Student { dir, calibration } => {
             let config = StudentConfig::open(dir)?;
-            let llm = Reranker::open(dir, &device.open(None)?)?;
+            let llm = open_llm(dir, &config, device)?;
             let mut student = Student::open(dir, &config, &llm)?;
             if calibration.is_some() {
                 student.observe(task);
