@@ -8,7 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use models::config::DecoderConfig;
-use models::torch::{Decoder, DecoderError, ForwardInput, KvCache, LoraConfig};
+use models::torch::{Adapters, Decoder, DecoderError, ForwardInput, KvCache, LoraConfig};
 use models::weights::{DType, Weights, WeightsError, write_safetensors};
 use tch::{Device, Kind, Tensor, nn};
 
@@ -261,7 +261,10 @@ fn an_adapter_starts_as_nothing_and_merges_exactly() {
         }
         let adapted = decoder.forward(input).unwrap().last.unwrap();
         assert!(difference(&adapted, &base, &LENGTHS) > 0.01, "the adapter does nothing");
-        let dropped = decoder.forward(ForwardInput { train: true, ..input }).unwrap().last.unwrap();
+        let off = decoder.forward(ForwardInput { adapters: Adapters::Off, ..input }).unwrap().last.unwrap();
+        assert_close(&format!("{family} without its adapter"), &off, &base, &LENGTHS, 1e-6);
+        let dropped =
+            decoder.forward(ForwardInput { adapters: Adapters::Training, ..input }).unwrap().last.unwrap();
         assert!(difference(&adapted, &dropped, &LENGTHS) > 0.01, "no dropout in training");
 
         let dir = tempfile::tempdir().unwrap();
@@ -297,8 +300,11 @@ fn gradients_reach_every_trainable_parameter() {
             let (vs, mut decoder) = open(family, Kind::Float, lora.as_ref());
             for kind in [None, Some(Kind::BFloat16)] {
                 decoder.set_compute_kind(kind);
-                let input =
-                    ForwardInput { attention_mask: Some(&mask), train: true, ..ForwardInput::new(&ids) };
+                let input = ForwardInput {
+                    attention_mask: Some(&mask),
+                    adapters: Adapters::Training,
+                    ..ForwardInput::new(&ids)
+                };
                 let last = decoder.forward(input).unwrap().last.unwrap();
                 decoder.logits(&last.select(1, 2)).logsumexp([-1], false).sum(Kind::Float).backward();
                 for (name, tensor) in vs.variables() {

@@ -11,7 +11,9 @@ use models::prompt::{PromptError, PromptTemplate, Prompter, Truncation, open_tok
 use models::student::{PREDICTOR_FILE, Residual, StudentConfig};
 use models::torch::predictor::Standardised;
 use models::torch::spectral::Moments;
-use models::torch::{EncoderConfig, LoraConfig, OpenOptions, Pairs, Predictor, Recompute, Reranker, encode};
+use models::torch::{
+    Adapters, EncoderConfig, LoraConfig, OpenOptions, Pairs, Predictor, Recompute, Reranker, encode,
+};
 use proptest::prelude::*;
 use runtime::bundle::Bundle;
 use runtime::encoder::{Embedding, Encoder};
@@ -522,7 +524,7 @@ impl Student {
         let _guard = tch::no_grad_guard();
         let config =
             EncoderConfig { layers: self.config.latents.layers.clone(), residual: self.config.residual };
-        let latents = encode(&self.llm.decoder, &config, passes).unwrap();
+        let latents = encode(&self.llm.decoder, &config, passes, Adapters::On).unwrap();
         (rows_of(&latents.latent).unwrap(), latents.answer.map(|answer| rows_of(&answer).unwrap()))
     }
 }

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
 use models::beir::BeirData;
+use models::files::read_json;
 use serde_json::{Value, json};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -513,6 +514,19 @@ fn every_kind_of_student_is_distilled_and_exported() {
         run("export", &["--onnx", "--student", text(&student), "--out", text(&bundle)]).done();
         fs::remove_dir_all(&bundle).unwrap();
     }
+    // With adapters on the query side each step runs the LLM; what is stored of it stays the frozen one's.
+    let (adapted, bundle) = (dir.path().join("adapted"), dir.path().join("adapted-bundle"));
+    let flags = ["--query-lora-rank", "2", "--cache", text(&cache)];
+    distil(&chain.path("teacher"), &chain.path("data"), &adapted, &flags).done();
+    assert!(adapted.join("query_adapter.safetensors").exists());
+    run("export", &["--onnx", "--student", text(&adapted), "--out", text(&bundle)]).done();
+    let data = chain.path("data");
+    let eval = ["eval", "--data", text(&data), "--split", "dev", "--student", text(&adapted)];
+    let printed = run("train", &eval).done().stdout;
+    let kept: Value = read_json(&adapted.join("student.json")).unwrap();
+    let recall = kept["provenance"]["metrics"]["dev"]["Recall@1"].as_f64().unwrap();
+    // Measured by whoever reads the directory as by the run that wrote it.
+    assert!(printed.contains(&format!("{recall:.3}")), "Recall@1 {recall}: {printed}");
     let sizes = |dir: &Path| listing(dir).into_values().collect::<Vec<_>>();
     let before = sizes(&cache);
     let again = dir.path().join("again");

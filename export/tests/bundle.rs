@@ -13,7 +13,7 @@ use models::student::{Form, Residual};
 use prost::Message;
 use runtime::bundle::Bundle;
 use runtime::encoder::{Embedding, Encoder};
-use runtime::session::{Element, Graph, Port, Values};
+use runtime::session::{Element, Graph, Port, SessionOptions, Values};
 use std::collections::{BTreeSet, HashSet};
 use std::fs;
 use std::path::Path;
@@ -51,6 +51,7 @@ fn every_architecture_means_what_the_reference_means() {
                     form,
                     residual,
                     four_bits: false,
+                    query_adapter: false,
                 });
                 fixture.options.graph = kind;
                 let manifest = export(&fixture.options).unwrap_or_else(|error| panic!("{name}: {error}"));
@@ -63,6 +64,50 @@ fn every_architecture_means_what_the_reference_means() {
                 // What was returned is what was written, and opens.
                 assert_eq!(Manifest::open(&fixture.options.out).unwrap(), manifest);
             }
+        }
+    }
+}
+
+/// Queries take the adapter's branches and look back on a prompt that was read through them; documents meet neither, so an
+/// index made without the adapter would be the same.
+#[test]
+fn queries_alone_take_the_adapter() {
+    if !onnxruntime() {
+        return;
+    }
+    for (name, config) in configs() {
+        for (kind, residual) in
+            [(GraphKind::Fused, Residual::Pooled), (GraphKind::Portable, Residual::LastToken)]
+        {
+            if kind == GraphKind::Fused && !takes_fused(&config) {
+                continue;
+            }
+            let exported = |query_adapter: bool| {
+                let plan = Plan { config: config.clone(), residual, query_adapter, ..Plan::llama() };
+                let mut fixture = Fixture::new(&plan);
+                fixture.options.graph = kind;
+                let manifest = export(&fixture.options).unwrap_or_else(|error| panic!("{name}: {error}"));
+                (fixture, manifest)
+            };
+            let ((adapted, manifest), (plain, _)) = (exported(true), exported(false));
+            // The goldens are the reference's, whose query side has the adapter merged in.
+            assert!(parity(&manifest, "embedding_cosine_min") > 0.999_999, "{name}: {}", manifest.parity);
+            assert!(parity(&manifest, "embedding_relative_max") < 1e-5, "{name}: {}", manifest.parity);
+            assert_eq!(manifest.encoder.query_adapter_rank, Some(3));
+            let open = |fixture: &Fixture| {
+                let bundle = Arc::new(Bundle::open(&fixture.options.out).unwrap());
+                Encoder::open(bundle, &SessionOptions::default()).unwrap()
+            };
+            let (adapted, plain) = (open(&adapted), open(&plain));
+            let latents = |encoder: &Encoder| encoder.documents(&[DOCUMENTS[0]]).unwrap()[0].latent.clone();
+            let apart =
+                |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max);
+            assert!(apart(&latents(&adapted), &latents(&plain)) < 1e-5, "{name}: documents took the adapter");
+            let query = |encoder: &Encoder| encoder.query(support::QUERIES[0]).unwrap().latent;
+            assert!(
+                apart(&query(&adapted), &query(&plain)) > 0.01,
+                "{name}: queries did not take the adapter"
+            );
         }
     }
 }
@@ -220,7 +265,7 @@ fn a_text_alone_and_in_a_padded_batch_is_the_same() {
     for (name, config) in configs() {
         let (form, residual) = (Form::Gated, Residual::LastToken);
         let mut fixture =
-            Fixture::new(&Plan { config, layers: vec![1, 2, 3], form, residual, four_bits: false });
+            Fixture::new(&Plan { config, layers: vec![1, 2, 3], form, residual, ..Plan::llama() });
         fixture.options.graph = GraphKind::Portable;
         export(&fixture.options).unwrap();
         let bundle = Arc::new(Bundle::open(&fixture.options.out).unwrap());
@@ -245,8 +290,7 @@ fn a_graph_tells_what_it_takes_and_gives() {
         return;
     }
     let (_, config) = configs().swap_remove(0);
-    let plan =
-        Plan { config, layers: vec![1, 2], form: Form::Relu, residual: Residual::Pooled, four_bits: false };
+    let plan = Plan { config, layers: vec![1, 2], residual: Residual::Pooled, ..Plan::llama() };
     let fixture = Fixture::new(&plan);
     export(&fixture.options).unwrap();
     let load = || Graph::load(&fixture.options.out.join("encoder.onnx"), &fixture.options.session).unwrap();

@@ -4,7 +4,7 @@
 
 mod support;
 
-use models::student::{PREDICTOR_FILE, Residual};
+use models::student::{PREDICTOR_FILE, QUERY_ADAPTER_FILE, Residual};
 use serde_json::json;
 use std::fs;
 use std::process::{Command, Output};
@@ -44,6 +44,54 @@ fn an_output_that_exists_is_left_alone() {
     assert_says(&message, &["already exists"]);
     assert_eq!(fs::read_to_string(kept).unwrap(), "mine");
     assert_eq!(fs::read_dir(fixture.options.out.parent().unwrap()).unwrap().count(), 1);
+}
+
+/// An adapter of another model or rank, half an adapter or more than one would be computed with as if it belonged here.
+#[test]
+fn an_adapter_that_does_not_fit_is_refused() {
+    type Edit = fn(&Fixture);
+    let cases: [(Edit, &[&str]); 5] = [
+        (
+            |f| {
+                edit_json(&f.file("student.json"), |j| {
+                    j["query_adapter"]["target_modules"] = json!(["q_proj"])
+                })
+            },
+            &["query_adapter.safetensors", "lora_"],
+        ),
+        (
+            |f| {
+                edit_json(&f.file("student.json"), |j| {
+                    j["query_adapter"]["layers_to_transform"] = json!([0, 1, 2]);
+                });
+            },
+            &["query_adapter.safetensors", "model.layers.2.self_attn.q_proj.lora_A.weight"],
+        ),
+        (
+            |f| {
+                edit_tensors(&f.file(QUERY_ADAPTER_FILE), |tensors| {
+                    let tensor =
+                        tensors.iter_mut().find(|(n, ..)| n.ends_with("o_proj.lora_B.weight")).unwrap();
+                    tensor.1[1] -= 1;
+                    tensor.2.truncate(tensor.1[0] * tensor.1[1]);
+                });
+            },
+            &["query_adapter.safetensors", "o_proj.lora_B.weight", "[16, 2]", "[16, 3]"],
+        ),
+        (
+            |f| fs::remove_file(f.file(QUERY_ADAPTER_FILE)).unwrap(),
+            &["query_adapter.safetensors", "No such file"],
+        ),
+        (
+            |f| edit_json(&f.file("prompt.json"), |j| j["query"]["before"] = json!("document")),
+            &["`query_adapter`", "begin alike"],
+        ),
+    ];
+    for (edit, words) in cases {
+        let fixture = Fixture::new(&Plan { query_adapter: true, ..Plan::llama() });
+        edit(&fixture);
+        assert_says(&fixture.refusal(), words);
+    }
 }
 
 /// Parts of different students in one directory must be told apart before anything is computed from them.

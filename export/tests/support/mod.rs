@@ -10,9 +10,10 @@ use export::error::ExportError;
 use export::quantise;
 use export::source::Matrix;
 use models::config::DecoderConfig;
+use models::lora::LoraConfig;
 use models::manifest::{GraphKind, Manifest, Precision};
 use models::prompt::Prompter;
-use models::student::{Form, PREDICTOR_FILE, Residual, StudentConfig, tensors};
+use models::student::{Form, PREDICTOR_FILE, QUERY_ADAPTER_FILE, Residual, StudentConfig, tensors};
 use models::weights::{DType, expected_tensors, write_safetensors};
 use reference::Reference;
 use runtime::session::{self, SessionOptions};
@@ -78,6 +79,8 @@ pub struct Plan {
     pub residual: Residual,
     /// Whether all matrices of the LLM can be said in 4 bits without loss.
     pub four_bits: bool,
+    /// Whether queries are read through adapters, of rank 3 on some projections of the first two layers.
+    pub query_adapter: bool,
 }
 
 impl Plan {
@@ -90,6 +93,7 @@ impl Plan {
             form: Form::Relu,
             residual: Residual::LastToken,
             four_bits: false,
+            query_adapter: false,
         }
     }
 }
@@ -117,11 +121,17 @@ pub fn write_student(dir: &Path, plan: &Plan) {
         .collect();
     write_tensors(&dir.join("model.safetensors"), &llm);
 
-    let student = json!({
+    let adapter = plan.query_adapter.then(|| adapter(&llm, &mut random));
+    let mut student = json!({
         "format_version": 1, "latents": {"layers": plan.layers, "pooling": "mean"},
         "hidden_size": config.hidden_size, "form": plan.form, "inner_dimensions": 10, "residual": plan.residual,
         "calibration": {"scale": 1.0, "bias": 0.0}, "provenance": {"seed": 7},
     });
+    if let Some((adapter, _)) = &adapter {
+        student["format_version"] = json!(2);
+        student["query_adapter"] = json!(adapter_config());
+        write_tensors(&dir.join(QUERY_ADAPTER_FILE), adapter);
+    }
     fs::write(dir.join("student.json"), student.to_string()).unwrap();
     let student = StudentConfig::open(dir).unwrap();
     let predictor = predictor_tensors(&student, &mut random);
@@ -141,7 +151,45 @@ pub fn write_student(dir: &Path, plan: &Plan) {
         "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": "<unk>"},
     });
     fs::write(dir.join("tokenizer.json"), tokenizer.to_string()).unwrap();
-    write_golden(dir, &Reference::new(config, student, &llm, &predictor));
+    let of = |llm: &Tensors| Reference::new(config.clone(), student.clone(), llm, &predictor);
+    let documents = of(&llm);
+    let queries = adapter.as_ref().map_or_else(|| of(&llm), |(_, merged)| of(merged));
+    write_golden(dir, &queries, &documents);
+}
+
+fn adapter_config() -> LoraConfig {
+    LoraConfig {
+        rank: 3,
+        alpha: 6.0,
+        dropout: 0.0,
+        target_modules: ["q_proj", "v_proj", "o_proj", "up_proj", "down_proj"].map(str::to_owned).to_vec(),
+        layers_to_transform: Some(vec![0, 1]),
+    }
+}
+
+/// A random adapter's tensors, and the LLM's with it merged in.
+fn adapter(llm: &Tensors, random: &mut Random) -> (Tensors, Tensors) {
+    let config = adapter_config();
+    let (mut adapter, mut merged) = (Tensors::new(), llm.clone());
+    for (name, shape, values) in &mut merged {
+        let map = name.trim_end_matches(".weight").to_owned();
+        let covered = (0..2).any(|layer| map.starts_with(&format!("model.layers.{layer}.")))
+            && config.target_modules.iter().any(|module| map.ends_with(module.as_str()))
+            && shape.len() == 2;
+        if !covered {
+            continue;
+        }
+        let (rows, columns, rank) = (shape[0], shape[1], config.rank);
+        let mut matrix = |n: usize| -> Vec<f32> { (0..n).map(|_| 0.2 * random.normal()).collect() };
+        let (a, b) = (matrix(rank * columns), matrix(rows * rank));
+        for (i, value) in values.iter_mut().enumerate() {
+            let branch = (0..rank).map(|r| b[i / columns * rank + r] * a[r * columns + i % columns]);
+            *value += config.scale() as f32 * branch.sum::<f32>();
+        }
+        adapter.push((format!("{map}.lora_A.weight"), vec![rank, columns], a));
+        adapter.push((format!("{map}.lora_B.weight"), vec![rows, rank], b));
+    }
+    (adapter, merged)
 }
 
 /// What is left of a matrix in 4-bit blocks.
@@ -189,21 +237,21 @@ fn predictor_tensors(student: &StudentConfig, random: &mut Random) -> Tensors {
     all
 }
 
-fn write_golden(dir: &Path, reference: &Reference) {
+fn write_golden(dir: &Path, of_queries: &Reference, of_documents: &Reference) {
     let prompter = Prompter::open(dir).unwrap();
-    let with_answer = reference.student.residual == Residual::LastToken;
+    let with_answer = of_queries.student.residual == Residual::LastToken;
     let queries: Vec<_> = QUERIES
         .iter()
         .map(|text| match with_answer {
             true => prompter.query_answer_pass(text).unwrap(),
             false => prompter.query_pass(text).unwrap(),
         })
-        .map(|pass| reference.encode(&pass))
+        .map(|pass| of_queries.encode(&pass))
         .collect();
     let documents: Vec<_> =
-        DOCUMENTS.iter().map(|text| reference.encode(&prompter.document_pass(text).unwrap())).collect();
+        DOCUMENTS.iter().map(|text| of_documents.encode(&prompter.document_pass(text).unwrap())).collect();
     let scores: Vec<Vec<f64>> =
-        queries.iter().map(|q| documents.iter().map(|d| reference.score(q, d)).collect()).collect();
+        queries.iter().map(|q| documents.iter().map(|d| of_documents.score(q, d)).collect()).collect();
     let golden = json!({"queries": QUERIES, "documents": DOCUMENTS, "scores": scores});
     fs::write(dir.join("golden.json"), golden.to_string()).unwrap();
     let rows = |name: &str, rows: Vec<&Vec<f64>>| {
