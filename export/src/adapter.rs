@@ -4,11 +4,13 @@
 use crate::error::ExportError;
 use crate::graph::{Graph, Scope, Value};
 use crate::onnx::{AttributeProto, DataType};
+use crate::rotation::Turned;
 use crate::source::{Matrix, Source};
 use models::lora::LoraConfig;
 use models::manifest::Precision;
 use models::student::QUERY_ADAPTER_FILE;
 use std::path::Path;
+use std::rc::Rc;
 
 /// Place of the query's prompt among the manifest's prefixes ([`models::prompt::Prompter::before_texts`]).
 pub const QUERY_PREFIX: usize = 0;
@@ -26,6 +28,11 @@ impl QueryAdapter {
     pub fn open(dir: &Path, config: &LoraConfig) -> Result<Self, ExportError> {
         let tensors = Source::open_file(&dir.join(QUERY_ADAPTER_FILE))?;
         Ok(Self { tensors, config: config.clone(), switch: None })
+    }
+
+    /// Reads the branches in the coordinates of the maps beside them.
+    pub fn turn(&mut self, turned: &Rc<Turned>) {
+        self.tensors.turn_as(turned);
     }
 
     /// Refuses a file that holds more than the configuration says.

@@ -53,6 +53,19 @@ pub struct Options {
     pub session: SessionOptions,
 }
 
+impl Options {
+    /// Whether the graph is written in turned coordinates. One scale for a whole activation gains by it always, blocks only where
+    /// weights are rounded with regard to each other: on home-robot 4 bits then lose 0.006 instead of 0.019 of nDCG@10, and
+    /// without calibration 0.080 instead of 0.067.
+    fn turned(&self) -> bool {
+        match self.precision {
+            Precision::Fp32 | Precision::Fp16 => false,
+            Precision::Int8 => true,
+            Precision::Int4 => self.calibration.is_some(),
+        }
+    }
+}
+
 /// Which layers get more bits than the precision has ([`Precision::more`]).
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum KeepLayers {
@@ -116,10 +129,15 @@ impl Student {
     }
 
     /// The LLM, and the adapter that queries are read with.
-    fn source(&self, precision: Precision, graph: GraphKind) -> Result<Source, ExportError> {
+    ///
+    /// In coordinates without outliers (see [`Turned`](crate::rotation::Turned)) where `turned`.
+    fn source(&self, turned: bool, precision: Precision, graph: GraphKind) -> Result<Source, ExportError> {
         let mut source = Source::open_llm(&self.dir, &self.config, precision, graph)?;
         if let Some(adapter) = &self.student.query_adapter {
             source.adapter = Some(Box::new(QueryAdapter::open(&self.dir, adapter)?));
+        }
+        if turned {
+            source.turn(&self.config)?;
         }
         Ok(source)
     }
@@ -187,7 +205,7 @@ pub fn export(options: &Options, say: &mut dyn FnMut(&str)) -> Result<Manifest, 
         return Err(ExportError::NothingToCalibrate { precision: options.precision });
     }
     let keeps = matches!(&options.keep, KeepLayers::These(layers) if !layers.is_empty());
-    if keeps && options.precision.more() == options.precision {
+    if keeps && options.precision.more(options.graph).is_none() {
         return Err(ExportError::NothingToKeep { precision: options.precision });
     }
     let student = Student::open(&options.student)?;
@@ -305,7 +323,7 @@ impl<'a> Writer<'a> {
         let prefix = match student.prefixes.is_empty() {
             true => None,
             false => {
-                let mut source = student.source(Precision::Fp32, options.graph)?;
+                let mut source = student.source(options.turned(), Precision::Fp32, options.graph)?;
                 Some(prefix_states(&mut source, config, layers, &student.prefixes)?)
             }
         };
@@ -345,15 +363,13 @@ impl<'a> Writer<'a> {
             Ok(staged.path())
         })?;
         let seconds = start.elapsed().as_secs_f64();
-        let (few, more) = (precision.name(), precision.more().name());
+        let (few, more) = (precision.name(), precision.more(options.graph).unwrap_or_default());
         say(&match (layers.is_empty(), proof.failed.is_empty()) {
             (true, true) => format!("layers     all hold in {few}, {seconds:.1} s\n{proof}"),
-            (true, false) => {
-                format!(
-                    "layers     not even all of them in {more} hold the ranking: all in {few}, {seconds:.1} s\n{proof}"
-                )
-            }
-            (false, _) => format!("layers     {layers:?} in {more}, {seconds:.1} s\n{proof}"),
+            (_, false) => format!(
+                "layers     all in {more}, which still is not all that fp32 is, {seconds:.1} s\n{proof}"
+            ),
+            (false, true) => format!("layers     {layers:?} in {more}, {seconds:.1} s\n{proof}"),
         });
         Ok(layers)
     }
@@ -390,7 +406,7 @@ impl<'a> Writer<'a> {
         let start = Instant::now();
         let (student, options) = (self.student, self.options);
         let config = &student.config;
-        let mut source = student.source(options.precision, options.graph)?;
+        let mut source = student.source(options.turned(), options.precision, options.graph)?;
         source.calibration = self.calibration.clone();
         source.kept.clone_from(kept);
         let layers = student.student.encoder_layers(config.num_hidden_layers);
@@ -425,7 +441,7 @@ fn calibrate(
     session: &SessionOptions,
 ) -> Result<Calibration, ExportError> {
     let config = &student.config;
-    let mut source = student.source(Precision::Fp32, GraphKind::Fused)?;
+    let mut source = student.source(true, Precision::Fp32, GraphKind::Fused)?;
     source.observed = Some(Vec::new());
     let (file, weights) = (dir.join("observed.onnx"), dir.join("observed.onnx_data"));
     let mut graph = Graph::with_external_data("observed", &weights)?;

@@ -3,7 +3,7 @@
 
 use crate::error::ExportError;
 use crate::gptq::Curvature;
-use crate::quantise::{self, Blocks, Quantised};
+use crate::quantise::{self, Bits, Blocks, Quantised};
 use crate::source::Matrix;
 use models::beir::{BeirData, Document, Query};
 use models::manifest::Manifest;
@@ -15,6 +15,7 @@ use runtime::encoder::{Inputs, Row, ports};
 use runtime::session::{Element, Port, Session, SessionOptions};
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::hash::Hash;
 use std::path::Path;
 use std::rc::Rc;
 
@@ -29,34 +30,34 @@ pub struct Calibration {
     /// By key of the input.
     curvatures: HashMap<String, Curvature>,
     int8: RefCell<HashMap<String, Rc<Quantised>>>,
-    int4: RefCell<HashMap<String, Rc<Blocks>>>,
+    blocks: RefCell<HashMap<(String, Bits), Rc<Blocks>>>,
 }
 
 impl Calibration {
     /// Of these inputs of maps, by their keys.
     pub fn new(curvatures: HashMap<String, Curvature>) -> Self {
-        Self { curvatures, int8: RefCell::default(), int4: RefCell::default() }
+        Self { curvatures, int8: RefCell::default(), blocks: RefCell::default() }
     }
 
     /// The matrix `name`, which reads `input`, in 8 bits.
     pub fn int8(&self, name: &str, input: &str, matrix: &Matrix) -> Rc<Quantised> {
-        once(&self.int8, name, || match self.curvatures.get(input) {
+        once(&self.int8, name.to_owned(), || match self.curvatures.get(input) {
             Some(curvature) => quantise::per_row_along(matrix, quantise::SEVEN_BITS, curvature),
             None => quantise::per_row(matrix, quantise::SEVEN_BITS),
         })
     }
 
-    /// The matrix `name`, which reads `input`, in 4 bits.
-    pub fn int4(&self, name: &str, input: &str, matrix: &Matrix) -> Rc<Blocks> {
-        once(&self.int4, name, || match self.curvatures.get(input) {
-            Some(curvature) => quantise::in_blocks_along(matrix, curvature),
-            None => quantise::in_blocks(matrix),
+    /// The matrix `name`, which reads `input`, in blocks.
+    pub fn blocks(&self, name: &str, input: &str, matrix: &Matrix, bits: Bits) -> Rc<Blocks> {
+        once(&self.blocks, (name.to_owned(), bits), || match self.curvatures.get(input) {
+            Some(curvature) => quantise::in_blocks_along(matrix, bits, curvature),
+            None => quantise::in_blocks(matrix, bits),
         })
     }
 }
 
-fn once<T>(made: &RefCell<HashMap<String, Rc<T>>>, name: &str, make: impl FnOnce() -> T) -> Rc<T> {
-    Rc::clone(made.borrow_mut().entry(name.to_owned()).or_insert_with(|| Rc::new(make())))
+fn once<K: Eq + Hash, T>(made: &RefCell<HashMap<K, Rc<T>>>, key: K, make: impl FnOnce() -> T) -> Rc<T> {
+    Rc::clone(made.borrow_mut().entry(key).or_insert_with(|| Rc::new(make())))
 }
 
 /// Passes of a data set: training queries (all, where it has no training split) and documents, spread over it evenly.

@@ -29,8 +29,7 @@ pub fn card(manifest: &Manifest, megabytes: f64) -> String {
     line("---", "---".into());
     line("made by", manifest.created_by.clone());
     line("encoder", format!("{} layers of the LLM, {precision}, {graph}, {batching}", encoder.layers));
-    if !encoder.kept_layers.is_empty() {
-        let more = encoder.precision.more().name();
+    if let Some(more) = encoder.precision.more(encoder.graph).filter(|_| !encoder.kept_layers.is_empty()) {
         line("layers in more bits", format!("{:?} in {more}, to hold the ranking", encoder.kept_layers));
     }
     if let Some(rank) = encoder.query_adapter_rank {

@@ -1,7 +1,7 @@
 //! `encoder.onnx`: token ids to latents, one graph for queries and documents.
 
 use crate::error::ExportError;
-use crate::graph::{Dim, Graph, Scope, Value};
+use crate::graph::{Data, Dim, Graph, Scope, Value};
 use crate::layers::attention::{Shared, attention};
 use crate::layers::embedding::embedding;
 use crate::layers::mlp::mlp;
@@ -63,6 +63,7 @@ pub fn encoder(
         _ => Some(Shared::new(g, &model, source, config, max_tokens, &ids, past)?),
     };
     let mut stream = Stream::new(embedding(g, &model.child("embed_tokens"), source, &ids)?);
+    let back = way_back(g, &root, source)?;
     let mut sums: Vec<Option<Value>> = vec![None; layers + 1];
     for (depth, sum) in sums.iter_mut().enumerate() {
         if let (Some(shared), Some(index)) = (&shared, depth.checked_sub(1)) {
@@ -71,7 +72,8 @@ pub fn encoder(
         if student.latents.layers.contains(&depth) {
             let x = stream.value(g)?;
             let x = in_f32(g, &root.child(&format!("latent.{depth}")), source, x)?;
-            *sum = Some(pooling.sum(g, &pooling_scope.child(&format!("latent.{depth}")), &x)?);
+            let pooled = pooling.sum(g, &pooling_scope.child(&format!("latent.{depth}")), &x)?;
+            *sum = Some(turned_back(g, &root.child(&format!("latent.{depth}")), back.as_ref(), pooled)?);
         }
     }
     let chosen: Vec<&Value> =
@@ -84,12 +86,34 @@ pub fn encoder(
         // One row is normed instead of all of them.
         let x = stream.value(g)?;
         let last = last_token(g, &root.child("last_token"), &attention_mask, &x)?;
+        let last = turned_back(g, &root.child("last_token"), back.as_ref(), last)?;
         let answer = rms_norm(g, &model.child("norm"), source, config.rms_norm_eps, &last)?;
         let answer = in_f32(g, &root.child("answer"), source, answer)?;
         let shape = [Dim::Symbol("batch"), Dim::Size(config.hidden_size)];
         g.output(names::ANSWER_EMBEDDING, DataType::Float, &shape, answer)?;
     }
     Ok(())
+}
+
+/// What turned rows are multiplied by to be turned back; none where nothing is turned.
+pub fn way_back(g: &mut Graph, scope: &Scope, source: &Source) -> Result<Option<Value>, ExportError> {
+    let Some(turned) = source.turned() else { return Ok(None) };
+    let size = turned.stream.size();
+    let back = turned.stream.back();
+    Ok(Some(g.initializer(&scope.key("rotation.weight"), &[size, size], Data::F32(&back))?))
+}
+
+/// Rows in the LLM's own coordinates.
+pub fn turned_back(
+    g: &mut Graph,
+    scope: &Scope,
+    back: Option<&Value>,
+    x: Value,
+) -> Result<Value, ExportError> {
+    match back {
+        None => Ok(x),
+        Some(back) => g.op(&scope.child("rotation"), "MatMul", &[&x, back]),
+    }
 }
 
 /// Twin of the layer of `models/src/torch/decoder.rs`; returns its keys and values (see [`attention`]).

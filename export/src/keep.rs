@@ -29,7 +29,7 @@ pub struct Search<'a> {
 
 /// What the search found.
 pub struct Kept {
-    /// Layers that get more bits; none where no number of them holds the ranking.
+    /// Layers that get more bits; all where no number of them holds the ranking.
     pub layers: BTreeSet<usize>,
     /// How these rank.
     pub proof: RankingProof,
@@ -53,7 +53,8 @@ impl Search<'_> {
         }
         let all = judge(&(0..self.layers).collect())?;
         if !all.failed.is_empty() {
-            return Ok(Kept { layers: BTreeSet::new(), proof: none });
+            // The best there is; whether it is good enough is decided on the queries that the user names.
+            return Ok(Kept { layers: (0..self.layers).collect(), proof: all });
         }
         let order = self.worst_first(&mut write)?;
         // More layers hold what fewer hold, as good as always: bisection finds the edge.

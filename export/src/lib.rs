@@ -2,7 +2,7 @@
 //! code that will run it.
 //!
 //! `prefix` runs the prompt once, `source` reads and checks tensors, `adapter` is what queries
-//! take beside them, `layers` turns blocks into nodes, `graph` keeps the rules, `encoder` and
+//! take beside them, `rotation` turns them for few bits, `layers` turns blocks into nodes, `graph` keeps the rules, `encoder` and
 //! `predictor` are the two graphs, `bundle` the directory, `verify` and `ranking` the proof.
 
 pub mod adapter;
@@ -21,5 +21,6 @@ pub mod prefix;
 pub mod quantise;
 pub mod ranking;
 pub mod reranker;
+pub mod rotation;
 pub mod source;
 pub mod verify;

@@ -37,7 +37,7 @@ struct Args {
     /// which layers get more bits (minutes)
     #[arg(long, value_name = "DIR")]
     calibrate: Option<PathBuf>,
-    /// Layers that get more bits (int8: fp32, int4: int8), counted from 0, or `none` [default: with --calibrate as few as
+    /// Layers that get more bits (8 bits in blocks), counted from 0, or `none` [default: with --calibrate as few as
     /// hold the ranking]
     #[arg(long, value_name = "LAYERS", conflicts_with = "reranker", value_parser = keep_layers)]
     keep_layers: Option<KeepLayers>,

@@ -51,16 +51,79 @@ pub fn per_row_along(matrix: &Matrix, most: f32, curvature: &Curvature) -> Quant
     Quantised { values, scales: rows.into_iter().map(|(scale, _)| scale).collect(), relative_error }
 }
 
-/// Weights of one row that share a scale in 4 bits.
+/// Weights of one row that share a scale in blocks.
 pub const BLOCK: usize = 32;
-/// What stands for 0 among 0 to 15.
-const ZERO: f32 = 8.0;
 
-/// A matrix in 4 bits, as `MatMulNBits` and `GatherBlockQuantized` take it.
+/// Bits of a weight in blocks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Bits {
+    /// `scale * (q - 8)`, q from 0 to 15.
+    Four,
+    /// `scale * (q - 128)`, q from 1 to 255.
+    Eight,
+}
+
+impl Bits {
+    /// How many.
+    pub fn number(self) -> usize {
+        match self {
+            Self::Four => 4,
+            Self::Eight => 8,
+        }
+    }
+
+    /// As in names of initialisers.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Four => "int4",
+            Self::Eight => "int8",
+        }
+    }
+
+    /// Bytes of so many weights.
+    pub fn bytes(self, weights: usize) -> usize {
+        weights * self.number() / 8
+    }
+
+    /// What stands for 0.
+    fn zero(self) -> f32 {
+        match self {
+            Self::Four => 8.0,
+            Self::Eight => 128.0,
+        }
+    }
+
+    /// The whole number that stands for a weight.
+    fn whole(self, w: f32, scale: f32) -> f32 {
+        let (least, most) = match self {
+            Self::Four => (0.0, 15.0),
+            Self::Eight => (1.0, 255.0),
+        };
+        (w / scale + self.zero()).round_ties_even().clamp(least, most)
+    }
+
+    fn scale(self, block: &[f32; BLOCK]) -> f32 {
+        match self {
+            Self::Four => best_scale(block),
+            Self::Eight => usable(largest(block) / EIGHT_BITS),
+        }
+    }
+
+    fn pack(self, whole: &[f32; BLOCK], packed: &mut Vec<u8>) {
+        match self {
+            Self::Four => {
+                packed.extend(whole.chunks_exact(2).map(|pair| (pair[0] as u8) | ((pair[1] as u8) << 4)));
+            }
+            Self::Eight => packed.extend(whole.iter().map(|q| *q as u8)),
+        }
+    }
+}
+
+/// A matrix in blocks, as `MatMulNBits` and `GatherBlockQuantized` take it.
 pub struct Blocks {
-    /// Two numbers a byte, the earlier in the low half; rows padded with zeros to whole blocks.
+    /// In 4 bits two numbers a byte, the earlier in the low half; rows padded with zeros to whole blocks.
     pub packed: Vec<u8>,
-    /// `[rows, blocks]`; a number is `scale * (q - 8)`.
+    /// `[rows, blocks]`.
     pub scales: Vec<f32>,
     /// Blocks of a row.
     pub blocks: usize,
@@ -68,50 +131,44 @@ pub struct Blocks {
     pub relative_error: f64,
 }
 
-/// Quantises blocks of [`BLOCK`] weights of a row to `scale * (q - 8)`, `q` from 0 to 15. Of several scales around the
+/// Quantises blocks of [`BLOCK`] weights of a row, each with a scale of its own. In 4 bits, of several scales around the
 /// largest magnitude's the one with the smallest squared error is taken: the outermost weight is not worth the precision
 /// of all others.
-pub fn in_blocks(matrix: &Matrix) -> Blocks {
+pub fn in_blocks(matrix: &Matrix, bits: Bits) -> Blocks {
     let blocks = matrix.columns.div_ceil(BLOCK);
-    let mut packed = Vec::with_capacity(matrix.rows * blocks * BLOCK / 2);
+    let mut packed = Vec::with_capacity(bits.bytes(matrix.rows * blocks * BLOCK));
     let mut scales = Vec::with_capacity(matrix.rows * blocks);
     let mut error = Error::default();
     for row in matrix.values.chunks_exact(matrix.columns.max(1)) {
         for weights in row.chunks(BLOCK) {
-            let mut block = [0f32; BLOCK];
-            block[..weights.len()].copy_from_slice(weights);
-            let scale = best_scale(&block);
+            let block = padded(weights);
+            let scale = bits.scale(&block);
             scales.push(scale);
-            let whole = block.map(|w| four_bits(w, scale));
-            packed.extend(whole.chunks_exact(2).map(|pair| (pair[0] as u8) | ((pair[1] as u8) << 4)));
-            block.iter().zip(whole).for_each(|(w, q)| error.add(*w, (q - ZERO) * scale));
+            let whole = block.map(|w| bits.whole(w, scale));
+            bits.pack(&whole, &mut packed);
+            block.iter().zip(whole).for_each(|(w, q)| error.add(*w, (q - bits.zero()) * scale));
         }
     }
     Blocks { packed, scales, blocks, relative_error: error.relative() }
 }
 
 /// As [`in_blocks`], each weight rounded with regard to those after it.
-pub fn in_blocks_along(matrix: &Matrix, curvature: &Curvature) -> Blocks {
+pub fn in_blocks_along(matrix: &Matrix, bits: Bits, curvature: &Curvature) -> Blocks {
     let blocks = matrix.columns.div_ceil(BLOCK);
     let begin = |scales: &mut Vec<f32>, column: usize, weights: &[f32]| {
         if column.is_multiple_of(BLOCK) {
-            let mut block = [0f32; BLOCK];
-            let here = weights.len().min(BLOCK);
-            block[..here].copy_from_slice(&weights[..here]);
-            scales.push(best_scale(&block));
+            scales.push(bits.scale(&padded(&weights[..weights.len().min(BLOCK)])));
         }
     };
     let round = |scales: &mut Vec<f32>, column: usize, w: f32| {
         let scale = scales[column / BLOCK];
-        (four_bits(w, scale) - ZERO) * scale
+        (bits.whole(w, scale) - bits.zero()) * scale
     };
     let rows = curvature.round(matrix, begin, round);
-    let mut packed = Vec::with_capacity(matrix.rows * blocks * BLOCK / 2);
+    let mut packed = Vec::with_capacity(bits.bytes(matrix.rows * blocks * BLOCK));
     for (scales, row) in &rows {
         for (weights, scale) in row.chunks(BLOCK).zip(scales) {
-            let mut whole = [ZERO; BLOCK];
-            whole.iter_mut().zip(weights).for_each(|(q, w)| *q = four_bits(*w, *scale));
-            packed.extend(whole.chunks_exact(2).map(|pair| (pair[0] as u8) | ((pair[1] as u8) << 4)));
+            bits.pack(&padded(weights).map(|w| bits.whole(w, *scale)), &mut packed);
         }
     }
     let relative_error = Error::between(matrix, rows.iter().map(|(_, row)| row)).relative();
@@ -123,15 +180,18 @@ pub fn in_blocks_along(matrix: &Matrix, curvature: &Curvature) -> Blocks {
     }
 }
 
-fn four_bits(w: f32, scale: f32) -> f32 {
-    (w / scale + ZERO).round_ties_even().clamp(0.0, 15.0)
+fn padded(weights: &[f32]) -> [f32; BLOCK] {
+    let mut block = [0f32; BLOCK];
+    block[..weights.len()].copy_from_slice(weights);
+    block
 }
 
 /// Negative where the outermost weight is positive: -8 reaches further than 7.
 fn best_scale(block: &[f32; BLOCK]) -> f32 {
     let outermost = block.iter().copied().fold(0f32, |most, w| if w.abs() > most.abs() { w } else { most });
+    let bits = Bits::Four;
     let squared = |scale: f32| -> f32 {
-        block.iter().map(|w| (w - (four_bits(*w, scale) - ZERO) * scale).powi(2)).sum()
+        block.iter().map(|w| (w - (bits.whole(*w, scale) - bits.zero()) * scale).powi(2)).sum()
     };
     let candidates = [8.0, 7.75, 7.5, 7.25, 7.0].map(|reach| usable(-outermost / reach));
     let mut best = (f32::INFINITY, candidates[0]);
@@ -258,12 +318,12 @@ mod tests {
         let values: Vec<f32> = (0..columns)
             .map(|i| if i < BLOCK { (i as f32 - 10.0) / 8.0 } else { 1e4 * (i as f32 - 33.0) })
             .collect();
-        let q = in_blocks(&Matrix { rows: 1, columns, values: values.clone() });
+        let q = in_blocks(&Matrix { rows: 1, columns, values: values.clone() }, Bits::Four);
         assert_eq!((q.blocks, q.packed.len(), q.scales.len()), (2, BLOCK, 2));
         for (i, w) in values.iter().enumerate() {
             let whole = (q.packed[i / 2] >> (4 * (i % 2))) & 15;
             let scale = q.scales[i / BLOCK];
-            let kept = (f32::from(whole) - ZERO) * scale;
+            let kept = (f32::from(whole) - 8.0) * scale;
             assert!((w - kept).abs() <= 0.8 * scale.abs(), "{i}: {w} became {kept}");
         }
         // The padding behind the last weight is zero.
@@ -273,5 +333,14 @@ mod tests {
         );
         assert_eq!(q.packed[BLOCK - 1], 0x88);
         assert!(q.relative_error < 0.1, "{}", q.relative_error);
+
+        let q = in_blocks(&Matrix { rows: 1, columns, values: values.clone() }, Bits::Eight);
+        assert_eq!((q.blocks, q.packed.len(), q.scales.len()), (2, 2 * BLOCK, 2));
+        for (i, w) in values.iter().enumerate() {
+            let scale = q.scales[i / BLOCK];
+            let kept = (f32::from(q.packed[i]) - 128.0) * scale;
+            assert!((w - kept).abs() <= 0.501 * scale, "{i}: {w} became {kept}");
+        }
+        assert!(q.packed[columns..].iter().all(|q| *q == 128), "padding is not zero");
     }
 }

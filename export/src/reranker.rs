@@ -2,7 +2,7 @@
 //! ([`models::reranker_manifest`]).
 
 use crate::bundle::{TOKENIZER_FILE, check_tokenizer, digests, directory_size};
-use crate::encoder::layer;
+use crate::encoder::{layer, turned_back, way_back};
 use crate::error::ExportError;
 use crate::graph::{Data, Dim, Graph, Scope, Value};
 use crate::layers::attention::Shared;
@@ -102,9 +102,11 @@ pub fn reranker(
     let end = g.integer(-1)?;
     let last = [AttributeProto::int("axis", 1)];
     let last = g.op_with(&root.child("last_token"), "Gather", &[&x, &end], last)?;
+    let back = way_back(g, &root, source)?;
+    let last = turned_back(g, &root.child("last_token"), back.as_ref(), last)?;
     let last = rms_norm(g, &model.child("norm"), source, config.rms_norm_eps, &last)?;
     let head = if config.tie_word_embeddings { "model.embed_tokens.weight" } else { "lm_head.weight" };
-    let head = source.matrix(head)?;
+    let head = source.unturned(head)?;
     let row = |id: u32| &head.values[id as usize * head.columns..(id as usize + 1) * head.columns];
     let columns: Vec<f32> =
         row(choices[0]).iter().zip(row(choices[1])).flat_map(|(yes, no)| [*yes, *no]).collect();
@@ -136,6 +138,9 @@ pub fn export(options: &RerankerOptions, say: &mut dyn FnMut(&str)) -> Result<Re
     let dir = staged.path();
 
     let mut source = Source::open_llm(teacher, &config, options.precision, options.graph)?;
+    if matches!(options.precision, Precision::Int8 | Precision::Int4) {
+        source.turn(&config)?;
+    }
     let prefix = prompter.before_read();
     let states =
         prefix_states(&mut source, &config, config.num_hidden_layers, std::slice::from_ref(&prefix))?;

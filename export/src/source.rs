@@ -5,6 +5,7 @@ use crate::calibrate::Calibration;
 use crate::error::ExportError;
 use crate::graph::Data;
 use crate::quantise::ErrorReport;
+use crate::rotation::Turned;
 use models::config::DecoderConfig;
 use models::manifest::{GraphKind, Precision};
 use models::weights::Weights;
@@ -46,6 +47,38 @@ pub fn transpose<T: Copy + Default>(values: &[T], rows: usize, columns: usize) -
     out
 }
 
+/// Arithmetic of a layer's linear maps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Maps {
+    /// As the graph's activations are: f32 or f16.
+    Floats,
+    /// 8 bits, weights with a scale for each row, activations with one for all (the standard's operators).
+    Bytes,
+    /// 8 bits, weights and activations with a scale for each block of a row (ONNX Runtime's operator): four times the
+    /// precision at twice the time.
+    ByteBlocks,
+    /// 4 bits for weights and 8 for activations, in blocks.
+    HalfBytes,
+}
+
+impl Maps {
+    fn of(precision: Precision) -> Self {
+        match precision {
+            Precision::Fp32 | Precision::Fp16 => Self::Floats,
+            Precision::Int8 => Self::Bytes,
+            Precision::Int4 => Self::HalfBytes,
+        }
+    }
+
+    /// Those of a layer that needs more bits; said as [`Precision::more`].
+    fn more(precision: Precision, graph: GraphKind) -> Self {
+        match (precision, graph) {
+            (Precision::Int4, _) | (Precision::Int8, GraphKind::Fused) => Self::ByteBlocks,
+            (Precision::Int8, GraphKind::Portable) | (Precision::Fp32 | Precision::Fp16, _) => Self::Floats,
+        }
+    }
+}
+
 /// Tensors of one checkpoint and how they are to be written.
 pub struct Source {
     weights: Weights,
@@ -57,12 +90,14 @@ pub struct Source {
     pub errors: ErrorReport,
     /// What the maps read: weights are rounded by it.
     pub calibration: Option<Rc<Calibration>>,
+    /// The coordinates that the LLM is written in, where they are not its own.
+    turned: Option<Rc<Turned>>,
     /// Branches that queries take.
     pub adapter: Option<Box<QueryAdapter>>,
     /// Layers of the LLM whose maps have more bits than the others' ([`Precision::more`]).
     pub kept: BTreeSet<usize>,
     /// Arithmetic of the layer that is being written.
-    maps: Precision,
+    maps: Maps,
     /// Where inputs of maps are to be outputs of the graph: their keys and sizes so far.
     pub observed: Option<Vec<(String, usize)>>,
     read: HashSet<String>,
@@ -88,21 +123,45 @@ impl Source {
             graph,
             errors: ErrorReport::default(),
             calibration: None,
+            turned: None,
             adapter: None,
             kept: BTreeSet::new(),
-            maps: precision,
+            maps: Maps::of(precision),
             observed: None,
             read: HashSet::new(),
         }
     }
 
+    /// Has all tensors read in turned coordinates from now on, an adapter's as well.
+    pub fn turn(&mut self, config: &DecoderConfig) -> Result<(), ExportError> {
+        let turned = Rc::new(Turned::new(&self.weights, config)?);
+        if let Some(adapter) = &mut self.adapter {
+            adapter.turn(&turned);
+        }
+        self.turned = Some(turned);
+        Ok(())
+    }
+
+    /// As [`Source::turn`], of another checkpoint's coordinates.
+    pub fn turn_as(&mut self, turned: &Rc<Turned>) {
+        self.turned = Some(Rc::clone(turned));
+    }
+
+    /// The coordinates that the residual stream is written in, where they are not the LLM's.
+    pub fn turned(&self) -> Option<&Turned> {
+        self.turned.as_deref()
+    }
+
     /// What follows are this layer's maps.
     pub fn begin_layer(&mut self, index: usize) {
-        self.maps = if self.kept.contains(&index) { self.precision.more() } else { self.precision };
+        self.maps = match self.kept.contains(&index) {
+            true => Maps::more(self.precision, self.graph),
+            false => Maps::of(self.precision),
+        };
     }
 
     /// Arithmetic of the layer that is being written.
-    pub fn maps(&self) -> Precision {
+    pub fn maps(&self) -> Maps {
         self.maps
     }
 
@@ -131,13 +190,24 @@ impl Source {
 
     /// Shape and numbers of a tensor, all finite.
     pub fn tensor(&mut self, name: &str) -> Result<(Vec<usize>, Vec<f32>), ExportError> {
-        let (shape, values) = self.weights.f32(name)?;
+        let (shape, mut values) = self.weights.f32(name)?;
         if let Some(position) = values.iter().position(|v| !v.is_finite()) {
             let (file, value) = (self.file().to_owned(), values[position]);
             return Err(ExportError::NotFinite { file, name: name.to_owned(), position, value });
         }
         self.read.insert(name.to_owned());
+        if let Some(turned) = &self.turned {
+            turned.turn(name, &shape, &mut values);
+        }
         Ok((shape, values))
+    }
+
+    /// A matrix in the LLM's own coordinates.
+    pub fn unturned(&mut self, name: &str) -> Result<Matrix, ExportError> {
+        let turned = self.turned.take();
+        let matrix = self.matrix(name);
+        self.turned = turned;
+        matrix
     }
 
     /// A tensor of one dimension.

@@ -76,12 +76,12 @@ pub enum Precision {
 }
 
 impl Precision {
-    /// What maps have that few bits cost too much.
-    pub fn more(self) -> Self {
-        match self {
-            Self::Int4 => Self::Int8,
-            Self::Int8 | Self::Fp32 => Self::Fp32,
-            Self::Fp16 => Self::Fp16,
+    /// What the maps of layers have that few bits cost too much, for people; none where all layers have the same.
+    pub fn more(self, graph: GraphKind) -> Option<&'static str> {
+        match (self, graph) {
+            (Self::Int4, _) | (Self::Int8, GraphKind::Fused) => Some("int8 in blocks"),
+            (Self::Int8, GraphKind::Portable) => Some("fp32"),
+            (Self::Fp32 | Self::Fp16, _) => None,
         }
     }
 

@@ -5,9 +5,8 @@ use crate::adapter;
 use crate::error::ExportError;
 use crate::graph::{Data, Dim, Graph, Scope, Value};
 use crate::onnx::{AttributeProto, DataType};
-use crate::quantise;
-use crate::source::{Matrix, Source, transpose};
-use models::manifest::Precision;
+use crate::quantise::{self, Bits};
+use crate::source::{Maps, Matrix, Source, transpose};
 
 /// Maps whose activation gets a scale for each token instead of one for all.
 ///
@@ -107,9 +106,10 @@ fn map(
         input.key = Some(key);
     }
     let y = match source.maps() {
-        Precision::Fp32 | Precision::Fp16 => float(g, &scope, source, &weight, input.x)?,
-        Precision::Int8 => int8(g, &scope, source, name, &weight, input)?,
-        Precision::Int4 => int4(g, &scope, source, name, &weight, input)?,
+        Maps::Floats => float(g, &scope, source, &weight, input.x)?,
+        Maps::Bytes => int8(g, &scope, source, name, &weight, input)?,
+        Maps::ByteBlocks => in_blocks(g, &scope, source, name, &weight, input, Bits::Eight)?,
+        Maps::HalfBytes => in_blocks(g, &scope, source, name, &weight, input, Bits::Four)?,
     };
     let maps: Vec<String> = parts.iter().map(|part| block.key(part)).collect();
     let y = adapter::branch(g, &scope, source, &maps, input.x, y)?;
@@ -217,29 +217,31 @@ fn per_token(
     g.op(scope, "Mul", &[&sums, scales])
 }
 
-/// How the operator multiplies 4-bit weights: 4 = it quantises activations to 8 bits, in blocks as the weights'.
+/// How the operator multiplies: 4 = it quantises activations to 8 bits, in blocks as the weights'.
 const ACCURACY_LEVEL: i64 = 4;
 
 /// ```text
-/// x [.., K] ───────────────────────────── MatMulNBits ── [.., N]
-/// W4 [N, blocks, block / 2 bytes] ────────┤
-/// weight_scale [N * blocks] ──────────────┘
+/// x [.., K] ────────────────────────────────── MatMulNBits ── [.., N]
+/// W [N, blocks, bytes of a block] ─────────────┤
+/// weight_scale [N * blocks] ───────────────────┘
 /// ```
-fn int4(
+fn in_blocks(
     g: &mut Graph,
     scope: &Scope,
     source: &mut Source,
     name: &str,
     weight: &Matrix,
     input: &Input,
+    bits: Bits,
 ) -> Result<Value, ExportError> {
     let quantised = match source.calibration.as_ref().zip(input.key.as_ref()) {
-        Some((calibration, input)) => calibration.int4(&scope.key("weight"), input, weight),
-        None => quantise::in_blocks(weight).into(),
+        Some((calibration, input)) => calibration.blocks(&scope.key("weight"), input, weight, bits),
+        None => quantise::in_blocks(weight, bits).into(),
     };
     source.errors.add(name, &scope.key("weight"), quantised.relative_error);
-    let shape = [weight.rows, quantised.blocks, quantise::BLOCK / 2];
-    let values = g.initializer(&scope.key("weight_int4"), &shape, Data::U8(&quantised.packed))?;
+    let shape = [weight.rows, quantised.blocks, bits.bytes(quantise::BLOCK)];
+    let values =
+        g.initializer(&scope.key(&format!("weight_{}", bits.name())), &shape, Data::U8(&quantised.packed))?;
     let scales = g.initializer(
         &scope.key("weight_scale"),
         &[weight.rows * quantised.blocks],
@@ -248,7 +250,7 @@ fn int4(
     let attributes = [
         AttributeProto::int("K", weight.columns as i64),
         AttributeProto::int("N", weight.rows as i64),
-        AttributeProto::int("bits", 4),
+        AttributeProto::int("bits", bits.number() as i64),
         AttributeProto::int("block_size", quantise::BLOCK as i64),
         AttributeProto::int("accuracy_level", ACCURACY_LEVEL),
     ];

@@ -195,7 +195,7 @@ fn adapter(llm: &Tensors, random: &mut Random) -> (Tensors, Tensors) {
 /// What is left of a matrix in 4-bit blocks.
 fn through_four_bits(shape: &[usize], values: Vec<f32>) -> Vec<f32> {
     let matrix = Matrix { rows: shape[0], columns: shape[1], values };
-    let blocks = quantise::in_blocks(&matrix);
+    let blocks = quantise::in_blocks(&matrix, quantise::Bits::Four);
     let whole = |row: usize, column: usize| {
         let place = (row * blocks.blocks * quantise::BLOCK) + column;
         let q = (blocks.packed[place / 2] >> (4 * (place % 2))) & 15;
