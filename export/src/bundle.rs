@@ -7,7 +7,7 @@ use crate::card;
 use crate::encoder::encoder;
 use crate::error::ExportError;
 use crate::graph::Graph;
-use crate::keep::{Kept, Search};
+use crate::keep::{Kept, KeptLayers, Search};
 use crate::predictor::predictor;
 use crate::prefix::{PrefixStates, prefix_states};
 use crate::ranking::{Judged, RankingData, RankingProof};
@@ -21,7 +21,7 @@ use models::prompt::{self, Prompter};
 use models::student::{self, StudentConfig};
 use models::weights::DType;
 use runtime::session::SessionOptions;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -73,7 +73,7 @@ pub enum KeepLayers {
     #[default]
     Search,
     /// These, counted from 0.
-    These(BTreeSet<usize>),
+    These(KeptLayers),
 }
 
 /// A student that passed all checks which need no weights.
@@ -152,6 +152,7 @@ impl Student {
                 precision,
                 graph,
                 kept_layers: Vec::new(),
+                float_layers: Vec::new(),
                 prefixes: self.prefixes.clone(),
                 batching: match (graph, precision) {
                     // GroupQueryAttention continues a past for one row only (ONNX Runtime 1.32).
@@ -204,7 +205,7 @@ pub fn export(options: &Options, say: &mut dyn FnMut(&str)) -> Result<Manifest, 
     if options.calibration.is_some() && !matches!(options.precision, Precision::Int8 | Precision::Int4) {
         return Err(ExportError::NothingToCalibrate { precision: options.precision });
     }
-    let keeps = matches!(&options.keep, KeepLayers::These(layers) if !layers.is_empty());
+    let keeps = matches!(&options.keep, KeepLayers::These(layers) if !layers.more.is_empty());
     if keeps && options.precision.more(options.graph).is_none() {
         return Err(ExportError::NothingToKeep { precision: options.precision });
     }
@@ -337,40 +338,41 @@ impl<'a> Writer<'a> {
     }
 
     /// The layers asked for, or those that the calibration's data set shows to need more bits.
-    fn kept_layers(
-        &self,
-        fp32: &Fp32Bundle,
-        say: &mut dyn FnMut(&str),
-    ) -> Result<BTreeSet<usize>, ExportError> {
+    fn kept_layers(&self, fp32: &Fp32Bundle, say: &mut dyn FnMut(&str)) -> Result<KeptLayers, ExportError> {
         let options = self.options;
         let depth = self.student.student.encoder_layers(self.student.config.num_hidden_layers);
         let data = match (&options.keep, &options.calibration) {
             (KeepLayers::These(layers), _) => {
-                return match layers.last().filter(|layer| **layer >= depth) {
+                return match layers.more.last().filter(|layer| **layer >= depth) {
                     Some(&layer) => Err(ExportError::KeptLayer { layer, depth }),
                     None => Ok(layers.clone()),
                 };
             }
-            (KeepLayers::Search, None) => return Ok(BTreeSet::new()),
+            (KeepLayers::Search, None) => return Ok(KeptLayers::none()),
             (KeepLayers::Search, Some(data)) => data,
         };
         let start = Instant::now();
-        let precision = options.precision;
+        let (precision, more) =
+            (options.precision, options.precision.more(options.graph).unwrap_or_default());
         let staged = StagedDir::new(&fp32.dir.with_extension("search"))?;
-        let search = Search { data, fp32: fp32.get()?, layers: depth, precision, session: &options.session };
+        let search = Search {
+            data,
+            fp32: fp32.get()?,
+            layers: depth,
+            precision,
+            between: more != Precision::Fp32.name(),
+            session: &options.session,
+        };
         let Kept { layers, proof } = search.run(|kept| {
             self.write(staged.path(), kept, &mut |_| {})?;
             Ok(staged.path())
         })?;
         let seconds = start.elapsed().as_secs_f64();
-        let (few, more) = (precision.name(), precision.more(options.graph).unwrap_or_default());
-        say(&match (layers.is_empty(), proof.failed.is_empty()) {
-            (true, true) => format!("layers     all hold in {few}, {seconds:.1} s\n{proof}"),
-            (_, false) => format!(
-                "layers     all in {more}, which still is not all that fp32 is, {seconds:.1} s\n{proof}"
-            ),
-            (false, true) => format!("layers     {layers:?} in {more}, {seconds:.1} s\n{proof}"),
-        });
+        let kept = match layers.more.is_empty() {
+            true => format!("all hold in {}", precision.name()),
+            false => layers.describe(more),
+        };
+        say(&format!("layers     {kept}, {seconds:.1} s\n{proof}"));
         Ok(layers)
     }
 
@@ -378,7 +380,7 @@ impl<'a> Writer<'a> {
     fn write(
         &self,
         dir: &Path,
-        kept: &BTreeSet<usize>,
+        kept: &KeptLayers,
         say: &mut dyn FnMut(&str),
     ) -> Result<Manifest, ExportError> {
         let (student, options) = (self.student, self.options);
@@ -389,7 +391,8 @@ impl<'a> Writer<'a> {
             fs::copy(&from, dir.join(name)).map_err(FileError::io(&from))?;
         }
         let mut manifest = student.manifest(options.precision, options.graph);
-        manifest.encoder.kept_layers = kept.iter().copied().collect();
+        manifest.encoder.kept_layers = kept.more.iter().copied().collect();
+        manifest.encoder.float_layers = kept.floats.iter().copied().collect();
         manifest.digests = digests(dir)?;
         manifest.digests.remove(manifest::FILE_NAME);
         manifest.document_digest = manifest.expected_document_digest();
@@ -400,7 +403,7 @@ impl<'a> Writer<'a> {
     fn write_encoder(
         &self,
         dir: &Path,
-        kept: &BTreeSet<usize>,
+        kept: &KeptLayers,
         say: &mut dyn FnMut(&str),
     ) -> Result<(), ExportError> {
         let start = Instant::now();

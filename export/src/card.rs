@@ -1,5 +1,6 @@
 //! `MODEL_CARD.md`: the manifest for people.
 
+use crate::keep::KeptLayers;
 use models::manifest::{Batching, GraphKind, Manifest, Precision};
 use serde_json::Value;
 use std::fmt::Write;
@@ -30,7 +31,11 @@ pub fn card(manifest: &Manifest, megabytes: f64) -> String {
     line("made by", manifest.created_by.clone());
     line("encoder", format!("{} layers of the LLM, {precision}, {graph}, {batching}", encoder.layers));
     if let Some(more) = encoder.precision.more(encoder.graph).filter(|_| !encoder.kept_layers.is_empty()) {
-        line("layers in more bits", format!("{:?} in {more}, to hold the ranking", encoder.kept_layers));
+        let kept = KeptLayers {
+            more: encoder.kept_layers.iter().copied().collect(),
+            floats: encoder.float_layers.iter().copied().collect(),
+        };
+        line("layers in more bits", format!("{}, to hold the ranking", kept.describe(more)));
     }
     if let Some(rank) = encoder.query_adapter_rank {
         line("query adapter", format!("rank {rank}, in the same graph"));

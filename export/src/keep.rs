@@ -13,6 +13,65 @@ const FEW: usize = 64;
 /// Queries and documents by which a ranking is held.
 const MANY: usize = 256;
 
+/// Layers that get more bits, counted from 0.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct KeptLayers {
+    /// More than the precision's ([`Precision::more`]).
+    pub more: BTreeSet<usize>,
+    /// Of these, those in fp32.
+    pub floats: BTreeSet<usize>,
+}
+
+impl KeptLayers {
+    /// None at all.
+    pub fn none() -> Self {
+        Self::default()
+    }
+
+    fn more(layers: impl IntoIterator<Item = usize>) -> Self {
+        Self { more: layers.into_iter().collect(), floats: BTreeSet::new() }
+    }
+
+    fn with_floats(mut self, layers: impl IntoIterator<Item = usize>) -> Self {
+        self.floats.extend(layers);
+        self.more.extend(&self.floats);
+        self
+    }
+
+    /// As `--keep-layers` takes it: `0,1,5:fp32`, or `none`.
+    pub fn parse(text: &str) -> Option<Self> {
+        if text == "none" {
+            return Some(Self::none());
+        }
+        let mut kept = Self::none();
+        for layer in text.split(',') {
+            let (layer, floats) = match layer.trim().strip_suffix(":fp32") {
+                Some(layer) => (layer, true),
+                None => (layer.trim(), false),
+            };
+            let layer = layer.parse().ok()?;
+            kept.more.insert(layer);
+            if floats {
+                kept.floats.insert(layer);
+            }
+        }
+        Some(kept)
+    }
+
+    /// For people; `more` says what the first kind has.
+    pub fn describe(&self, more: &str) -> String {
+        let blocks: Vec<usize> = self.more.difference(&self.floats).copied().collect();
+        let mut parts = Vec::new();
+        if !blocks.is_empty() {
+            parts.push(format!("{blocks:?} in {more}"));
+        }
+        if !self.floats.is_empty() {
+            parts.push(format!("{:?} in fp32", Vec::from_iter(&self.floats)));
+        }
+        parts.join(", ")
+    }
+}
+
 /// What the search is about.
 pub struct Search<'a> {
     /// Data set in BEIR layout: its dev queries, which taught the predictor nothing; training queries where it has none.
@@ -23,15 +82,17 @@ pub struct Search<'a> {
     pub layers: usize,
     /// Of all other layers.
     pub precision: Precision,
+    /// Whether there is anything between the precision's bits and fp32.
+    pub between: bool,
     /// How bundles are run.
     pub session: &'a SessionOptions,
 }
 
 /// What the search found.
 pub struct Kept {
-    /// Layers that get more bits; all where no number of them holds the ranking.
-    pub layers: BTreeSet<usize>,
-    /// How these rank.
+    /// Layers that get more bits.
+    pub layers: KeptLayers,
+    /// How these rank; a limit may still be missed where fp32 itself would miss it.
     pub proof: RankingProof,
 }
 
@@ -39,51 +100,67 @@ impl Search<'_> {
     /// Has `write` make bundles with some layers kept, in the directory that it returns, and judges them.
     pub fn run<'d>(
         &self,
-        mut write: impl FnMut(&BTreeSet<usize>) -> Result<&'d Path, ExportError>,
+        mut write: impl FnMut(&KeptLayers) -> Result<&'d Path, ExportError>,
     ) -> Result<Kept, ExportError> {
         let judged = self.judged(MANY)?;
         let fp32 = judged.scores(self.fp32, self.session)?;
-        let mut judge = |kept: &BTreeSet<usize>| -> Result<RankingProof, ExportError> {
-            let scores = judged.scores(write(kept)?, self.session)?;
-            Ok(judged.compare(&fp32, &scores, self.precision))
-        };
-        let none = judge(&BTreeSet::new())?;
-        if none.failed.is_empty() {
-            return Ok(Kept { layers: BTreeSet::new(), proof: none });
+        let judge =
+            |layers: KeptLayers, write: &mut dyn FnMut(&KeptLayers) -> Result<&'d Path, ExportError>| {
+                let scores = judged.scores(write(&layers)?, self.session)?;
+                Ok::<_, ExportError>(Kept { proof: judged.compare(&fp32, &scores, self.precision), layers })
+            };
+        let none = judge(KeptLayers::none(), &mut write)?;
+        if none.proof.failed.is_empty() {
+            return Ok(none);
         }
-        let all = judge(&(0..self.layers).collect())?;
-        if !all.failed.is_empty() {
-            // The best there is; whether it is good enough is decided on the queries that the user names.
-            return Ok(Kept { layers: (0..self.layers).collect(), proof: all });
+        let all = judge(KeptLayers::more(0..self.layers), &mut write)?;
+        if all.proof.failed.is_empty() {
+            let order = self.worst_first(&mut write, |layer| KeptLayers::more([layer]))?;
+            let kept = |n: usize| KeptLayers::more(order[..n].iter().copied());
+            return self.fewest(all, |n| judge(kept(n), &mut write));
         }
-        let order = self.worst_first(&mut write)?;
-        // More layers hold what fewer hold, as good as always: bisection finds the edge.
-        let mut judge = |n: usize| -> Result<Kept, ExportError> {
-            let layers: BTreeSet<usize> = order[..n].iter().copied().collect();
-            let scores = judged.scores(write(&layers)?, self.session)?;
-            Ok(Kept { proof: judged.compare(&fp32, &scores, self.precision), layers })
-        };
-        let (mut fails, mut holds) = (0, Kept { layers: (0..self.layers).collect(), proof: all });
-        while holds.layers.len() - fails > 1 {
-            let found = judge(usize::midpoint(fails, holds.layers.len()))?;
+        if !self.between {
+            return Ok(all);
+        }
+        let most = |floats: &[usize]| all.layers.clone().with_floats(floats.iter().copied());
+        let floats = judge(most(&Vec::from_iter(0..self.layers)), &mut write)?;
+        if !floats.proof.failed.is_empty() {
+            return Ok(floats);
+        }
+        let order = self.worst_first(&mut write, |layer| most(&[layer]))?;
+        self.fewest(floats, |n| judge(most(&order[..n]), &mut write))
+    }
+
+    /// The fewest layers that hold the ranking; `all` does. More hold what fewer hold, as good as always: bisection finds
+    /// the edge.
+    fn fewest(
+        &self,
+        all: Kept,
+        mut judge: impl FnMut(usize) -> Result<Kept, ExportError>,
+    ) -> Result<Kept, ExportError> {
+        let (mut fails, mut n, mut holds) = (0, self.layers, all);
+        while n - fails > 1 {
+            let middle = usize::midpoint(fails, n);
+            let found = judge(middle)?;
             match found.proof.failed.is_empty() {
-                true => holds = found,
-                false => fails = found.layers.len(),
+                true => (n, holds) = (middle, found),
+                false => fails = middle,
             }
         }
         Ok(holds)
     }
 
-    /// Layers, the one first that brings the scores nearest to those of fp32 when it alone has more bits.
+    /// Layers, the one first that brings the scores nearest to those of fp32 when it alone is kept as `one` says.
     fn worst_first<'d>(
         &self,
-        write: &mut impl FnMut(&BTreeSet<usize>) -> Result<&'d Path, ExportError>,
+        write: &mut impl FnMut(&KeptLayers) -> Result<&'d Path, ExportError>,
+        one: impl Fn(usize) -> KeptLayers,
     ) -> Result<Vec<usize>, ExportError> {
         let judged = self.judged(FEW)?;
         let fp32 = judged.scores(self.fp32, self.session)?;
         let mut errors = Vec::with_capacity(self.layers);
         for layer in 0..self.layers {
-            let scores = judged.scores(write(&BTreeSet::from([layer]))?, self.session)?;
+            let scores = judged.scores(write(&one(layer))?, self.session)?;
             errors.push((distance(&fp32, &scores), layer));
         }
         errors.sort_by(|a, b| a.0.total_cmp(&b.0));
@@ -111,6 +188,18 @@ fn distance(before: &Scores, after: &Scores) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// What the search prints can be typed.
+    #[test]
+    fn kept_layers_are_written_as_they_are_read() {
+        let kept = KeptLayers::parse("0, 7:fp32,3").unwrap();
+        assert_eq!(kept, KeptLayers::more([0, 3]).with_floats([7]));
+        assert_eq!(kept.describe("int8 in blocks"), "[0, 3] in int8 in blocks, [7] in fp32");
+        assert_eq!(KeptLayers::parse("none"), Some(KeptLayers::none()));
+        for wrong in ["", "1,", "a", "1:fp16", "-1"] {
+            assert_eq!(KeptLayers::parse(wrong), None, "{wrong}");
+        }
+    }
 
     /// A query's scores that all move alike rank as before.
     #[test]

@@ -3,11 +3,11 @@
 use anyhow::Context;
 use clap::{Parser, ValueEnum};
 use export::bundle::{self, KeepLayers, Options};
+use export::keep::KeptLayers;
 use export::ranking::RankingData;
 use export::reranker::{self, RerankerOptions};
 use models::manifest::{GraphKind, Precision};
 use runtime::session::SessionOptions;
-use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -37,8 +37,8 @@ struct Args {
     /// which layers get more bits (minutes)
     #[arg(long, value_name = "DIR")]
     calibrate: Option<PathBuf>,
-    /// Layers that get more bits (8 bits in blocks), counted from 0, or `none` [default: with --calibrate as few as
-    /// hold the ranking]
+    /// Layers that get more bits (8 in blocks; `7:fp32` means those), counted from 0, or `none` [default: with --calibrate
+    /// as few as hold the ranking]
     #[arg(long, value_name = "LAYERS", conflicts_with = "reranker", value_parser = keep_layers)]
     keep_layers: Option<KeepLayers>,
     /// Data set in BEIR layout on which the ranking is held to that of the fp32 bundle
@@ -79,14 +79,10 @@ enum GraphArg {
 }
 
 fn keep_layers(text: &str) -> Result<KeepLayers, String> {
-    if text == "none" {
-        return Ok(KeepLayers::These(BTreeSet::new()));
-    }
-    let layers = text.split(',').map(|layer| layer.trim().parse::<usize>());
-    let layers = layers.collect::<Result<_, _>>();
-    layers
-        .map(KeepLayers::These)
-        .map_err(|_| "expected layer numbers with commas between them, or `none`".into())
+    let kept = KeptLayers::parse(text).map(KeepLayers::These);
+    kept.ok_or_else(|| {
+        "expected layer numbers with commas between them, `:fp32` behind those, or `none`".into()
+    })
 }
 
 fn main() -> ExitCode {

@@ -4,12 +4,13 @@ use crate::adapter::QueryAdapter;
 use crate::calibrate::Calibration;
 use crate::error::ExportError;
 use crate::graph::Data;
+use crate::keep::KeptLayers;
 use crate::quantise::ErrorReport;
 use crate::rotation::Turned;
 use models::config::DecoderConfig;
 use models::manifest::{GraphKind, Precision};
 use models::weights::Weights;
-use std::collections::{BTreeSet, HashSet};
+use std::collections::HashSet;
 use std::path::Path;
 use std::rc::Rc;
 
@@ -95,7 +96,7 @@ pub struct Source {
     /// Branches that queries take.
     pub adapter: Option<Box<QueryAdapter>>,
     /// Layers of the LLM whose maps have more bits than the others' ([`Precision::more`]).
-    pub kept: BTreeSet<usize>,
+    pub kept: KeptLayers,
     /// Arithmetic of the layer that is being written.
     maps: Maps,
     /// Where inputs of maps are to be outputs of the graph: their keys and sizes so far.
@@ -125,7 +126,7 @@ impl Source {
             calibration: None,
             turned: None,
             adapter: None,
-            kept: BTreeSet::new(),
+            kept: KeptLayers::none(),
             maps: Maps::of(precision),
             observed: None,
             read: HashSet::new(),
@@ -154,9 +155,10 @@ impl Source {
 
     /// What follows are this layer's maps.
     pub fn begin_layer(&mut self, index: usize) {
-        self.maps = match self.kept.contains(&index) {
-            true => Maps::more(self.precision, self.graph),
-            false => Maps::of(self.precision),
+        self.maps = match (self.kept.floats.contains(&index), self.kept.more.contains(&index)) {
+            (true, _) => Maps::Floats,
+            (false, true) => Maps::more(self.precision, self.graph),
+            (false, false) => Maps::of(self.precision),
         };
     }
 

@@ -5,6 +5,7 @@
 mod support;
 
 use export::bundle::{KeepLayers, Options};
+use export::keep::KeptLayers;
 use export::onnx::{GraphProto, ModelProto};
 use export::ranking::RankingData;
 use export::reranker::{self, RerankerOptions};
@@ -14,7 +15,7 @@ use prost::Message;
 use runtime::bundle::Bundle;
 use runtime::encoder::{Embedding, Encoder};
 use runtime::session::{Element, Graph, Port, SessionOptions, Values};
-use std::collections::{BTreeSet, HashSet};
+use std::collections::HashSet;
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
@@ -153,7 +154,7 @@ fn calibration_brings_few_bits_nearer() {
     fixture.options.allow_degraded = true;
     let plain = export(&fixture.options).unwrap();
     fixture.options.calibration = Some(fixture.write_data());
-    fixture.options.keep = KeepLayers::These(BTreeSet::new());
+    fixture.options.keep = KeepLayers::These(KeptLayers::none());
     fixture.options.ranking =
         Some(RankingData { dir: fixture.write_data(), split: "dev".into(), queries: 0 });
     let mut calibrated = Vec::new();
@@ -199,23 +200,30 @@ fn layers_that_need_more_bits_are_found() {
             let manifest = export(&fixture.options).unwrap();
             (fs::read_to_string(fixture.options.out.join("MODEL_CARD.md")).unwrap(), manifest)
         };
-        let these = |layers: &[usize]| KeepLayers::These(layers.iter().copied().collect());
-        let (_, none) = exported("none", these(&[]));
+        let (_, none) = exported("none", KeepLayers::These(KeptLayers::none()));
         let (card, found) = exported("found", KeepLayers::Search);
-        let kept = &found.encoder.kept_layers;
-        assert_eq!(held(&none), kept.is_empty(), "{kept:?}");
-        if kept.is_empty() {
+        let kept = KeptLayers {
+            more: found.encoder.kept_layers.iter().copied().collect(),
+            floats: found.encoder.float_layers.iter().copied().collect(),
+        };
+        assert_eq!(held(&none), kept.more.is_empty(), "{kept:?}");
+        if kept.more.is_empty() {
             continue;
         }
         if !held(&found) {
-            // Where no number of layers holds the ranking, the best bundle there is has all of them.
-            assert_eq!(*kept, Vec::from_iter(0..found.encoder.layers), "{}", found.parity);
+            // Where not even fp32 in every layer holds the ranking, the best bundle there is has it.
+            assert_eq!(
+                Vec::from_iter(kept.floats),
+                Vec::from_iter(0..found.encoder.layers),
+                "{}",
+                found.parity
+            );
             continue;
         }
         helped += 1;
-        assert!(card.contains(&format!("{kept:?} in {more}")), "{card}");
+        assert!(card.contains(&kept.describe(more)), "{card}");
         // Asked for by name they are the same bundle.
-        let (_, named) = exported("named", these(kept));
+        let (_, named) = exported("named", KeepLayers::These(kept));
         assert_eq!(named.document_digest, found.document_digest);
     }
     assert!(helped > 0, "no case needed more bits and was helped by them");
@@ -254,10 +262,10 @@ fn kinds_of_graph_refuse_what_they_cannot_say() {
     fixture.options.calibration = Some(fixture.write_data());
     assert!(fixture.refusal().contains("--calibrate is for"));
     fixture.options.calibration = None;
-    fixture.options.keep = KeepLayers::These(BTreeSet::from([0]));
+    fixture.options.keep = KeepLayers::These(KeptLayers::parse("0").unwrap());
     assert!(fixture.refusal().contains("--keep-layers is for"));
     fixture.options.precision = Precision::Int8;
-    fixture.options.keep = KeepLayers::These(BTreeSet::from([1, 99]));
+    fixture.options.keep = KeepLayers::These(KeptLayers::parse("1,99").unwrap());
     assert!(fixture.refusal().contains("--keep-layers 99: this student's encoder has layers 0 to"));
 }
 

@@ -138,6 +138,9 @@ pub struct EncoderInfo {
     /// Layers of the LLM, counted from 0, whose maps have more bits ([`Precision::more`]): few cost their ranking.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub kept_layers: Vec<usize>,
+    /// Those of `kept_layers` whose maps are in fp32.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub float_layers: Vec<usize>,
     /// Token ids of the prompts whose keys and values the graph holds: a pass begins behind one of them, and input
     /// `prefix` says which. None where the graph reads whole passes and has no such input.
     pub prefixes: Vec<Vec<u32>>,
