@@ -136,7 +136,7 @@ impl Data<'_> {
 
 /// Operators that are ONNX Runtime's own.
 const CONTRIB: &[&str] =
-    &["GatherBlockQuantized", "GroupQueryAttention", "MatMulNBits", "SkipSimplifiedLayerNormalization"];
+    &["GroupQueryAttention", "MatMulNBits", "SkipSimplifiedLayerNormalization"];
 /// Ending of an output that the operator need not make.
 pub const NOT_MADE: &str = "!";
 
