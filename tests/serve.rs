@@ -341,6 +341,7 @@ fn bad_requests_are_refused_in_one_sentence() {
     server.send("POST", "/query", typed, b"{oops").refused(400, "Malformed", "JSON");
     server.send("POST", "/query", typed, b"{\"query\": \"\xff\xfe\"}").refused(400, "Malformed", "JSON");
     server.send("POST", "/query", "", b"{\"query\": \"x\"}").refused(400, "Malformed", "application/json");
+    server.get("/documents/%FF").refused(400, "Malformed", "UTF-8");
     let large = json!({ "query": "x".repeat(30_000) });
     query(large).refused(413, "Validation", "--max-body");
     let deep = format!("{{\"query\": \"x\", \"filter\": {}{}}}", "{\"$not\":".repeat(2000), "}".repeat(2000));
@@ -400,16 +401,31 @@ fn only_who_may_is_answered() {
     }
     let key = "Authorization: Bearer s3cret\r\nHost: robot.example\r\n";
     assert_eq!(server.send("GET", "/stats", key, b"").json()["documents"], documents().len());
+    // The scheme's name may be written in any case.
+    assert_eq!(server.send("GET", "/stats", &key.replace("Bearer", "bearer"), b"").status, 200);
     for path in ["/", "/health", "/ready", "/openapi.json"] {
         assert_eq!(server.get(path).status, 200, "{path}");
     }
     server.killed();
 
-    let server = Server::start(shared().path(), &["--allow-host", "proxy.example"]);
-    for host in ["localhost", "localhost:9", "127.0.0.1:8080", "[::1]:8080", "[::1]", "PROXY.example:443"] {
+    let server = Server::start(
+        shared().path(),
+        &["--allow-host", "proxy.example", "--allow-host", "other.example:8443"],
+    );
+    for host in [
+        "localhost",
+        "localhost:9",
+        "127.0.0.1:8080",
+        "[::1]:8080",
+        "[::1]",
+        "PROXY.example:443",
+        "other.example:8443",
+    ] {
         assert_eq!(server.send("GET", "/stats", &format!("Host: {host}\r\n"), b"").status, 200, "{host}");
     }
-    for host in ["attacker.example", "localhost.attacker.example", "attacker.example:8080", ""] {
+    for host in
+        ["attacker.example", "other.example:443", "localhost.attacker.example", "attacker.example:8080", ""]
+    {
         server.send("GET", "/stats", &format!("Host: {host}\r\n"), b"").refused(
             403,
             "Forbidden",
@@ -587,7 +603,8 @@ fn reloading_drops_no_request() {
 /// What has begun is answered before the end, and then nobody is.
 #[test]
 fn the_end_waits_for_what_has_begun() {
-    let server = Server::start(shared().path(), &[]);
+    // Other tests run beside this one: how long it may take is not what this is about.
+    let server = Server::start(shared().path(), &["--grace", "60", "--timeout", "60"]);
     let texts: Vec<String> = (0..1000).map(|i| format!("{i} {}", "spill crumbs ".repeat(140))).collect();
     let address = server.address.clone();
     let answer = std::thread::scope(|scope| {
@@ -605,6 +622,68 @@ fn the_end_waits_for_what_has_begun() {
     assert_eq!(answer.json().as_array().unwrap().len(), 1000);
     server.ended();
     assert!(TcpStream::connect(address).is_err());
+}
+
+/// Somebody who has hundreds of texts encoded, or adds as many documents, must not keep a robot's question waiting for all of
+/// them, nor take every place.
+#[test]
+fn bulk_work_lets_queries_between() {
+    let dir = own();
+    let server = Server::start(dir.path(), &["--queue", "8"]);
+    let words = |i: usize| format!("the robot carries {i} {}", "crumbs of bread ".repeat(6));
+    let texts: Vec<String> = (0..400).map(words).collect();
+    let added: Vec<Value> =
+        (0..1000).map(|i| json!({ "id": format!("new-{i}"), "text": words(i) })).collect();
+    type Bulk = Box<dyn Fn(&Server) -> Answer + Send + Sync>;
+    let bulks: [(&str, Bulk); 2] = [
+        ("embed", Box::new(move |server| server.post("/embed", &json!({ "inputs": texts })))),
+        ("add", Box::new(move |server| server.post("/documents", &json!({ "documents": added })))),
+    ];
+    for (name, bulk) in &bulks {
+        let working = AtomicBool::new(true);
+        let (answered, slowest, whole) = std::thread::scope(|scope| {
+            let (server, working) = (&server, &working);
+            let start = Instant::now();
+            scope.spawn(move || {
+                assert_eq!(bulk(server).status, 200, "{name}");
+                working.store(false, Ordering::Relaxed);
+            });
+            let (mut answered, mut slowest) = (0, Duration::ZERO);
+            while working.load(Ordering::Relaxed) {
+                let asked = Instant::now();
+                assert_eq!(server.post("/query", &json!({ "query": "crumbs on the floor" })).status, 200);
+                slowest = slowest.max(asked.elapsed());
+                answered += 1;
+            }
+            (answered, slowest, start.elapsed())
+        });
+        eprintln!("{name}: {answered} queries in {whole:?}, the slowest in {slowest:?}");
+        assert!(answered >= 5 && slowest < whole / 2, "{name}: {answered} in {whole:?}, slowest {slowest:?}");
+    }
+    // More changes than half the places are told to come back; whoever asks or watches is not.
+    let refused = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for client in 0..16 {
+            let (server, refused) = (&server, &refused);
+            scope.spawn(move || {
+                let text = words(client);
+                let documents: Vec<Value> = (0..200)
+                    .map(|i| json!({ "id": format!("c{client}-{i}"), "text": format!("{text} {i}") }))
+                    .collect();
+                match server.post("/documents", &json!({ "documents": documents })).status {
+                    200 => {}
+                    429 => drop(refused.fetch_add(1, Ordering::Relaxed)),
+                    status => panic!("{status}"),
+                }
+            });
+        }
+        for _ in 0..5 {
+            assert_eq!(server.get("/metrics").status, 200);
+            assert_eq!(server.post("/query", &json!({ "query": "crumbs on the floor" })).status, 200);
+        }
+    });
+    assert!(refused.into_inner() > 0, "sixteen changes at once found eight places");
+    server.killed();
 }
 
 /// Where a bundle takes several texts at once, clients that ask together are answered sooner than one after the other.

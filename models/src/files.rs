@@ -170,6 +170,8 @@ impl StagedDir {
             let path = entry.map_err(FileError::io(&self.temporary))?.path();
             File::open(&path).and_then(|f| f.sync_all()).map_err(FileError::io(&path))?;
         }
+        // Without this, the names in it may be gone after a power cut.
+        File::open(&self.temporary).and_then(|dir| dir.sync_all()).map_err(FileError::io(&self.temporary))?;
         if self.target.exists() {
             fs::remove_dir(&self.target).map_err(FileError::io(&self.target))?;
         }

@@ -5,7 +5,7 @@ use models::beir;
 use models::files::FileError;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
@@ -161,6 +161,15 @@ fn csv(name: &str, input: impl Read) -> Result<Vec<(Document, usize)>, DocumentE
             format!("the columns are `{found}`; one must be `id`, and `text` or `title`"),
         ));
     }
+    let mut seen = HashSet::new();
+    if let Some(double) = headers.iter().find(|header| {
+        !seen.insert(match **header {
+            "_id" => "id",
+            header => header,
+        })
+    }) {
+        return Err(at(name, 1, format!("there are two columns `{double}`")));
+    }
     let mut documents = Vec::new();
     for record in reader.records() {
         let record = record.map_err(refused)?;
@@ -182,10 +191,11 @@ fn csv(name: &str, input: impl Read) -> Result<Vec<(Document, usize)>, DocumentE
     Ok(documents)
 }
 
-/// `3` and `true` are a number and a truth value, all else is text.
+/// `3` and `true` are a number and a truth value, all else is text: also what would not be written again as it was
+/// (`1e3`, `00420`, a number of twenty digits).
 fn scalar(field: &str) -> Value {
-    match serde_json::from_str(field) {
-        Ok(value @ (Value::Number(_) | Value::Bool(_))) => value,
+    match serde_json::from_str::<Value>(field) {
+        Ok(value @ (Value::Number(_) | Value::Bool(_))) if value.to_string() == field => value,
         _ => Value::String(field.to_owned()),
     }
 }
@@ -234,6 +244,21 @@ mod tests {
 
     fn read_csv(text: &str) -> Result<Vec<Document>, DocumentError> {
         checked("d.csv", csv("d.csv", text.as_bytes())?)
+    }
+
+    /// A postal code or an article number that became another one would filter wrongly for ever; of two columns of one name one
+    /// would be lost.
+    #[test]
+    fn columns_keep_what_stands_in_them() {
+        let table = "id,text,a,b,c,d,e,f\n1,x,00420,1e3,3,1.50,true,18446744073709551616\n";
+        let expected = json!({
+            "a": "00420", "b": "1e3", "c": 3, "d": "1.50", "e": true, "f": "18446744073709551616"
+        });
+        assert_eq!(Value::Object(read_csv(table).unwrap()[0].metadata.clone()), expected);
+        for header in ["id,text,room,room", "id,_id,text,room"] {
+            let refused = read_csv(&format!("{header}\n1,2,3,4\n")).unwrap_err().to_string();
+            assert!(refused.contains("d.csv:1") && refused.contains("two columns"), "{refused}");
+        }
     }
 
     /// BEIR's key and ours, a byte order mark, Windows line ends and metadata all mean the same document.

@@ -295,7 +295,8 @@ fn equal(a: &Value, b: &Value) -> bool {
 
 fn compare(a: &Value, b: &Value) -> Option<Ordering> {
     match (a, b) {
-        (Value::Number(a), Value::Number(b)) => match (a.as_i64(), b.as_i64()) {
+        // As i128 all whole numbers of JSON compare exactly, signed or not.
+        (Value::Number(a), Value::Number(b)) => match (a.as_i128(), b.as_i128()) {
             (Some(a), Some(b)) => Some(a.cmp(&b)),
             _ => a.as_f64()?.partial_cmp(&b.as_f64()?),
         },
@@ -322,6 +323,18 @@ mod tests {
 
     fn metadata(value: Value) -> Metadata {
         value.as_object().unwrap().clone()
+    }
+
+    /// Whole numbers beyond 53 bits are time stamps and hashes: near is not equal.
+    #[test]
+    fn whole_numbers_compare_exactly() {
+        let (least, most) = (i64::MAX as u64, u64::MAX);
+        let document = metadata(json!({ "at": most, "before": i64::MIN }));
+        let passes = |text: String| Filter::parse(&text).unwrap().passes(&document);
+        assert!(passes(format!("at={most}")) && !passes(format!("at={}", most - 1)));
+        assert!(passes(format!("at>{least}")) && !passes(format!("at<{least}")));
+        assert!(passes(format!("before<{most}")) && passes(format!("before={}", i64::MIN)));
+        assert!(!passes(format!("before={}", i64::MIN + 1)));
     }
 
     /// Typed and sent, the same condition must let the same documents through.

@@ -19,7 +19,7 @@ use serde::Serialize;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, TryLockError};
 use std::time::{Duration, Instant};
 
 mod recall;
@@ -257,11 +257,16 @@ impl Retriever {
         // A mistyped path should not wait until a large bundle has been checked.
         store::existing(index)?;
         let bundle = Arc::new(Bundle::open(bundle)?);
-        let (encoder, loaded) = rayon::join(
-            || open_encoder(Arc::clone(&bundle), &options),
-            || Ok::<_, RetrieverError>(Store::open(index, &ingest::index_key(&bundle))?).and_then(load),
-        );
-        let (store, rows, generation) = loaded?;
+        // Threads of their own: those of the search may be busy with the queries of a server that reloads.
+        let (encoder, loaded) = std::thread::scope(|scope| {
+            let encoder = scope.spawn(|| open_encoder(Arc::clone(&bundle), &options));
+            let loaded =
+                Ok::<_, RetrieverError>(Store::open(index, &ingest::index_key(&bundle))?).and_then(load)?;
+            // It ends abruptly only with a bug, which then is told as one.
+            let encoder = encoder.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            Ok::<_, RetrieverError>((encoder, loaded))
+        })?;
+        let (store, rows, generation) = loaded;
         let state = State { rows, generation, graph: None, unsaved: 0 };
         let (dir, store, state) = (index.to_owned(), Mutex::new(store), RwLock::new(state));
         let retriever = Self { dir, encoder: encoder?, options, store, changing: Mutex::new(()), state };
@@ -460,9 +465,17 @@ impl Retriever {
         &self.encoder
     }
 
-    /// Saves the graph if it has changed much; small changes are cheaper to repeat at the next start.
+    /// Saves the graph if it has changed much; small changes are cheaper to repeat at the next start. A change that is under
+    /// way saves it by itself, so nobody waits for one.
     pub fn save(&self) -> Result<(), RetrieverError> {
-        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let _changing = match self.changing.try_lock() {
+            Ok(changing) => changing,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return Ok(()),
+        };
+        if self.state().unsaved < SAVE_AFTER {
+            return Ok(());
+        }
         let writer = Writer::open(&self.dir, &ingest::index_key(self.encoder.bundle()))?;
         self.save_graph()?;
         Ok(writer.close()?)
@@ -502,13 +515,17 @@ impl Retriever {
 
     /// Saves a graph that lacks many documents on disk; the caller holds the writer's lock.
     fn save_graph(&self) -> Result<(), RetrieverError> {
-        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
-        if let Some(graph) = &state.graph
-            && state.unsaved >= SAVE_AFTER
-        {
+        let saved = {
+            // Queries go on meanwhile.
+            let state = self.state();
+            let Some(graph) = state.graph.as_ref().filter(|_| state.unsaved >= SAVE_AFTER) else {
+                return Ok(());
+            };
             graph.save(&self.dir, &state.generation)?;
-            state.unsaved = 0;
-        }
+            state.unsaved
+        };
+        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+        state.unsaved = state.unsaved.saturating_sub(saved);
         Ok(())
     }
 

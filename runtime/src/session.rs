@@ -10,6 +10,7 @@ use ort::environment::Environment;
 use ort::ep::{self, ExecutionProvider, ExecutionProviderDispatch};
 use ort::session::{Session as OrtSession, SessionInputValue, builder::GraphOptimizationLevel};
 use ort::value::{TensorElementType, TensorRef, ValueType};
+use parking_lot::FairMutex;
 use std::borrow::Cow;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
@@ -290,7 +291,7 @@ impl Graph {
             }
         }
         let Self { file, inner, fallbacks } = self;
-        Ok(Session { file, inputs, outputs, inner: Mutex::new(inner), fallbacks })
+        Ok(Session { file, inputs, outputs, inner: FairMutex::new(inner), fallbacks })
     }
 }
 
@@ -299,7 +300,8 @@ pub struct Session {
     file: PathBuf,
     inputs: Vec<Port>,
     outputs: Vec<Port>,
-    inner: Mutex<OrtSession>,
+    /// Fair: whoever encodes one text after the other must let others between.
+    inner: FairMutex<OrtSession>,
     fallbacks: Vec<String>,
 }
 
@@ -323,7 +325,7 @@ impl Session {
     /// that order too. The first dimension of all is the batch. Sizes that do not fit and results that are not finite
     /// are errors.
     pub fn run(&self, inputs: &[(Values<'_>, &[usize])]) -> Result<Vec<Tensor>, SessionError> {
-        let mut session = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut session = self.inner.lock();
         let mut run = || -> ort::Result<Vec<(Vec<usize>, Vec<f32>)>> {
             let mut named: Vec<(Cow<'_, str>, SessionInputValue<'_>)> = Vec::with_capacity(inputs.len());
             for (port, (values, shape)) in self.inputs.iter().zip(inputs) {

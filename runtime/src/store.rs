@@ -489,11 +489,12 @@ impl Writer {
         self.store.connection.execute_batch("VACUUM").map_err(sql(&self.store.file))
     }
 
-    /// Moves the log into the database and closes it, so that the directory can be copied or renamed.
+    /// Moves what no reader needs any more from the log into the database and closes it: the last one to close leaves no log,
+    /// so that the directory can be copied or renamed.
     pub fn close(self) -> Result<(), StoreError> {
         let Store { file, connection, .. } = self.store;
-        // The answer is a row of counts, which do not matter: readers may hold a part of the log back.
-        connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())).map_err(sql(&file))?;
+        // Passive: a reader that takes its time must not make a writer wait. The answer is a row of counts.
+        connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(())).map_err(sql(&file))?;
         connection.close().map_err(|(_, error)| sql(&file)(error))
     }
 }

@@ -11,9 +11,9 @@ use models::fold::FoldedQuery;
 use models::prompt::Encoded;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// What is served; opened anew from the same paths when the server is told to reload.
 #[derive(Debug, Clone)]
@@ -73,8 +73,14 @@ pub struct App {
     /// Names that mean this machine; empty lets every name through.
     hosts: Vec<String>,
     current: RwLock<Arc<Loaded>>,
+    /// One reload at a time.
+    reloading: Mutex<()>,
     batcher: Batcher,
     places: Arc<Semaphore>,
+    /// Places for requests that change the index, which take turns: half of all, so that queries always find some.
+    changes: Arc<Semaphore>,
+    /// Places for bodies that are being read.
+    bodies: Arc<Semaphore>,
     stopping: AtomicBool,
     /// Counters.
     pub metrics: Metrics,
@@ -96,8 +102,11 @@ impl App {
             key: key.map(digest),
             hosts,
             current: RwLock::new(loaded),
+            reloading: Mutex::new(()),
             batcher: Batcher::start(limits.batch)?,
             places: Arc::new(Semaphore::new(limits.requests)),
+            changes: Arc::new(Semaphore::new(limits.requests.div_ceil(2))),
+            bodies: Arc::new(Semaphore::new(2 * limits.requests)),
             stopping: AtomicBool::new(false),
             metrics: Metrics::new(),
             paths,
@@ -113,6 +122,7 @@ impl App {
 
     /// Opens everything anew. If that fails, the server goes on with what it has.
     pub fn reload(&self) -> anyhow::Result<()> {
+        let _reloading = self.reloading.lock().unwrap_or_else(PoisonError::into_inner);
         let loaded = Arc::new(load(&self.paths, &self.options)?);
         *self.current.write().unwrap_or_else(PoisonError::into_inner) = loaded;
         Ok(())
@@ -136,9 +146,14 @@ impl App {
     /// Whether a request with these headers may be answered.
     pub fn admits(&self, authorization: Option<&str>, host: Option<&str>) -> Result<(), ApiError> {
         if let Some(key) = &self.key {
-            let sent = authorization.and_then(|value| value.strip_prefix("Bearer "));
+            // The scheme's name may be written in any case (RFC 9110).
+            let sent = authorization.and_then(|value| value.split_once(' '));
             return match sent {
-                Some(sent) if digest(sent.trim()) == *key => Ok(()),
+                Some((scheme, sent))
+                    if scheme.eq_ignore_ascii_case("bearer") && digest(sent.trim()) == *key =>
+                {
+                    Ok(())
+                }
                 _ => Err(ApiError::Unauthorized),
             };
         }
@@ -148,7 +163,8 @@ impl App {
             Some((name, port)) if !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit()) => name,
             _ => host,
         };
-        let known = self.hosts.is_empty() || self.hosts.iter().any(|known| known.eq_ignore_ascii_case(name));
+        let same = |known: &String| known.eq_ignore_ascii_case(name) || known.eq_ignore_ascii_case(host);
+        let known = self.hosts.is_empty() || self.hosts.iter().any(same);
         if known { Ok(()) } else { Err(ApiError::Host(host.to_owned())) }
     }
 
@@ -172,6 +188,34 @@ impl App {
         });
         // The sentence is for the client; what happened is on stderr.
         done.await.map_err(|_| ApiError::Backend("the work on this request ended abruptly".into()))?
+    }
+
+    /// [`App::work`] that changes the index.
+    pub async fn change<T: Send + 'static>(
+        self: Arc<Self>,
+        work: impl FnOnce(&Arc<Loaded>, &Self) -> Result<T, ApiError> + Send + 'static,
+    ) -> Result<T, ApiError> {
+        let turn = Arc::clone(&self.changes).try_acquire_owned().map_err(|_| ApiError::Overloaded)?;
+        self.work(move |loaded, app| {
+            let done = work(loaded, app);
+            drop(turn);
+            done
+        })
+        .await
+    }
+
+    /// A short look that needs no place: whoever watches an overloaded server must see it.
+    pub async fn look<T: Send + 'static>(
+        self: Arc<Self>,
+        look: impl FnOnce(&Arc<Loaded>) -> Result<T, ApiError> + Send + 'static,
+    ) -> Result<T, ApiError> {
+        let done = tokio::task::spawn_blocking(move || look(&self.loaded()));
+        done.await.map_err(|_| ApiError::Backend("the work on this request ended abruptly".into()))?
+    }
+
+    /// A place for a body that is to be read; bodies take memory before their requests have a place.
+    pub fn body(&self) -> Result<OwnedSemaphorePermit, ApiError> {
+        Arc::clone(&self.bodies).try_acquire_owned().map_err(|_| ApiError::Overloaded)
     }
 
     /// Encodes passes, together with those of other requests that wait.

@@ -4,6 +4,7 @@
 use super::app::Loaded;
 use super::metrics::Metrics;
 use crate::encoder::{Embedding, EncoderError};
+use models::manifest::Batching;
 use models::prompt::Encoded;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
@@ -20,6 +21,7 @@ struct Job {
 /// The thread that encodes. It ends when this is dropped.
 pub struct Batcher {
     jobs: Sender<Job>,
+    most: usize,
 }
 
 impl Batcher {
@@ -27,11 +29,32 @@ impl Batcher {
     pub fn start(most: usize) -> std::io::Result<Self> {
         let (jobs, waiting) = channel();
         std::thread::Builder::new().name("encode".into()).spawn(move || run(&waiting, most))?;
-        Ok(Self { jobs })
+        Ok(Self { jobs, most })
     }
 
     /// An embedding for each pass. As many threads wait here as there are places for requests, so the queue is bounded.
+    ///
+    /// What is more than a batch goes in slices, each behind what others have asked for meanwhile: a thousand texts must not
+    /// keep one query waiting for all of them.
     pub fn encode(
+        &self,
+        loaded: &Arc<Loaded>,
+        passes: Vec<Encoded>,
+        metrics: &Metrics,
+    ) -> Result<Vec<Embedding>, EncoderError> {
+        let mut embeddings = Vec::with_capacity(passes.len());
+        let slice = match loaded.retriever.encoder().bundle().manifest.encoder.batching {
+            Batching::Free => self.most,
+            // Together they gain nothing.
+            Batching::OneAtATime => 1,
+        };
+        for passes in passes.chunks(slice) {
+            embeddings.extend(self.slice(loaded, passes.to_vec(), metrics)?);
+        }
+        Ok(embeddings)
+    }
+
+    fn slice(
         &self,
         loaded: &Arc<Loaded>,
         passes: Vec<Encoded>,

@@ -1,11 +1,12 @@
 //! Every refusal in text-embeddings-inference's shape: `{"error": "a sentence", "error_type": "Validation"}`.
 
+use super::app::App;
 use crate::encoder::EncoderError;
 use crate::reranker::RerankerError;
 use crate::retriever::RetrieverError;
 use crate::store::StoreError;
 use axum::Json;
-use axum::extract::rejection::{BytesRejection, JsonRejection, QueryRejection};
+use axum::extract::rejection::{BytesRejection, JsonRejection, PathRejection, QueryRejection};
 use axum::extract::{FromRequest, FromRequestParts, Request};
 use axum::http::StatusCode;
 use axum::http::request::Parts;
@@ -13,6 +14,7 @@ use axum::response::{IntoResponse, Response};
 use models::error::sentence;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use std::sync::Arc;
 use std::time::Duration;
 use utoipa::ToSchema;
 
@@ -125,10 +127,11 @@ impl From<RerankerError> for ApiError {
 /// A JSON body.
 pub struct Body<T>(pub T);
 
-impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
+impl<T: DeserializeOwned> FromRequest<Arc<App>> for Body<T> {
     type Rejection = ApiError;
 
-    async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
+    async fn from_request(request: Request, state: &Arc<App>) -> Result<Self, ApiError> {
+        let _place = state.body()?;
         match Json::<T>::from_request(request, state).await {
             Ok(Json(body)) => Ok(Self(body)),
             Err(JsonRejection::JsonDataError(error)) => Err(ApiError::Validation(error.body_text())),
@@ -144,6 +147,20 @@ fn unread(error: &BytesRejection) -> ApiError {
             ApiError::TooLarge("the body is larger than this server takes (--max-body)".into())
         }
         _ => ApiError::Malformed(error.body_text()),
+    }
+}
+
+/// What stands in the path.
+pub struct Part<T>(pub T);
+
+impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for Part<T> {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        axum::extract::Path::<T>::from_request_parts(parts, state)
+            .await
+            .map(|axum::extract::Path(part)| Self(part))
+            .map_err(|error: PathRejection| ApiError::Malformed(error.body_text()))
     }
 }
 

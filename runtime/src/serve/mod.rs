@@ -137,7 +137,7 @@ async fn ready(State(app): State<Arc<App>>) -> Result<&'static str, ApiError> {
 /// Counters and times in Prometheus' text format.
 #[utoipa::path(get, path = "/metrics", responses((status = 200, description = "OpenMetrics text")))]
 async fn metrics_text(State(app): State<Arc<App>>) -> Result<Response, ApiError> {
-    let stats = Arc::clone(&app).work(|loaded, _| Ok(loaded.retriever.stats()?)).await?;
+    let stats = Arc::clone(&app).look(|loaded| Ok(loaded.retriever.stats()?)).await?;
     let text = app.metrics.encode(&stats);
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     Ok(([(header::CONTENT_TYPE, kind)], text).into_response())

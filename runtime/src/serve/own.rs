@@ -1,13 +1,13 @@
 //! Our own routes: queries, documents, what there is.
 
 use super::app::App;
-use super::error::{ApiError, Body, ErrorBody, Parameters};
+use super::error::{ApiError, Body, ErrorBody, Parameters, Part};
 use crate::document::{Document, MOST_FIELDS};
 use crate::filter::Filter;
 use crate::ingest::AddReport;
 use crate::retriever::{Answer, Retriever, Stats, Wanted};
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use models::prompt::PromptError;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -138,7 +138,7 @@ pub async fn add(
     Body(AddRequest { documents }): Body<AddRequest>,
 ) -> Result<Json<AddResponse>, ApiError> {
     app.within("documents", documents.len())?;
-    app.work(move |loaded, _| {
+    app.change(move |loaded, _| {
         if let Some(document) = documents.iter().find(|document| document.id.is_empty()) {
             return Err(ApiError::Validation(format!("the id of {:?} is empty", document.text)));
         }
@@ -203,7 +203,7 @@ pub async fn list(
     get, path = "/documents/{id}", params(("id" = String, Path, description = "The document")),
     responses((status = 200, description = "The document", body = Object), (status = 404, description = "Unknown", body = ErrorBody))
 )]
-pub async fn get(State(app): State<Arc<App>>, Path(id): Path<String>) -> Result<Json<Document>, ApiError> {
+pub async fn get(State(app): State<Arc<App>>, Part(id): Part<String>) -> Result<Json<Document>, ApiError> {
     app.work(move |loaded, _| {
         let found = loaded.retriever.document(&id)?;
         found.map(Json).ok_or_else(|| ApiError::NotFound(format!("there is no document `{id}`")))
@@ -231,9 +231,9 @@ pub struct RemoveResponse {
 )]
 pub async fn delete(
     State(app): State<Arc<App>>,
-    Path(id): Path<String>,
+    Part(id): Part<String>,
 ) -> Result<Json<RemoveResponse>, ApiError> {
-    app.work(move |loaded, _| match loaded.retriever.remove(&[&id])? {
+    app.change(move |loaded, _| match loaded.retriever.remove(&[&id])? {
         0 => Err(ApiError::NotFound(format!("there is no document `{id}`"))),
         removed => Ok(Json(RemoveResponse { removed })),
     })
@@ -250,7 +250,7 @@ pub async fn remove(
     Body(RemoveRequest { ids }): Body<RemoveRequest>,
 ) -> Result<Json<RemoveResponse>, ApiError> {
     app.within("ids", ids.len())?;
-    app.work(move |loaded, _| Ok(Json(RemoveResponse { removed: loaded.retriever.remove(&ids)? }))).await
+    app.change(move |loaded, _| Ok(Json(RemoveResponse { removed: loaded.retriever.remove(&ids)? }))).await
 }
 
 /// What documents can be filtered by.
@@ -294,7 +294,7 @@ pub struct StatsResponse {
 /// Number of documents and what they are encoded with.
 #[utoipa::path(get, path = "/stats", responses((status = 200, description = "Numbers", body = Object)))]
 pub async fn stats(State(app): State<Arc<App>>) -> Result<Json<StatsResponse>, ApiError> {
-    app.work(|loaded, _| {
+    app.look(|loaded| {
         let (stats, reranker) = (loaded.retriever.stats()?, loaded.reranker.is_some());
         Ok(Json(StatsResponse { stats, reranker, version: env!("CARGO_PKG_VERSION") }))
     })
