@@ -194,10 +194,13 @@ fn csv(name: &str, input: impl Read) -> Result<Vec<(Document, usize)>, DocumentE
 /// `3` and `true` are a number and a truth value, all else is text: also what would not be written again as it was
 /// (`1e3`, `00420`, a number of twenty digits).
 fn scalar(field: &str) -> Value {
-    match serde_json::from_str::<Value>(field) {
-        Ok(value @ (Value::Number(_) | Value::Bool(_))) if value.to_string() == field => value,
-        _ => Value::String(field.to_owned()),
+    if let Ok(value @ (Value::Number(_) | Value::Bool(_))) = serde_json::from_str::<Value>(field) {
+        let written = value.to_string();
+        if written == field {
+            return value;
+        }
     }
+    Value::String(field.to_owned())
 }
 
 fn checked(name: &str, documents: Vec<(Document, usize)>) -> Result<Vec<Document>, DocumentError> {

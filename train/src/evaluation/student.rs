@@ -51,7 +51,7 @@ struct Observed {
 pub fn open_llm(dir: &Path, config: &StudentConfig, device: &DeviceArgs) -> Result<Reranker> {
     let llm = Reranker::open(dir, &device.open(config.query_adapter.clone())?)?;
     if config.query_adapter.is_some() {
-        llm.decoder.load_lora(&Weights::open_file(&dir.join(QUERY_ADAPTER_FILE))?)?;
+        llm.decoder.load_lora(&Weights::open_file(dir.join(QUERY_ADAPTER_FILE))?)?;
     }
     Ok(llm)
 }
