@@ -37,8 +37,8 @@ struct Args {
     /// which layers get more bits (minutes)
     #[arg(long, value_name = "DIR")]
     calibrate: Option<PathBuf>,
-    /// Layers that get more bits (8 in blocks; `7:fp32` means those), counted from 0, or `none` [default: with --calibrate
-    /// as few as hold the ranking]
+    /// Layers that get more bits, counted from 0: `0,1,7:fp32` has 8 bits in blocks in two and fp32 in one; or `none`
+    /// [default: with --calibrate as few as hold the ranking]
     #[arg(long, value_name = "LAYERS", conflicts_with = "reranker", value_parser = keep_layers)]
     keep_layers: Option<KeepLayers>,
     /// Data set in BEIR layout on which the ranking is held to that of the fp32 bundle
