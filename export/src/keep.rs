@@ -110,25 +110,36 @@ impl Search<'_> {
                 Ok::<_, ExportError>(Kept { proof: judged.compare(&fp32, &scores, self.precision), layers })
             };
         let none = judge(KeptLayers::none(), &mut write)?;
-        if none.proof.failed.is_empty() {
+        if none.proof.holds() && none.proof.has_to_spare(self.precision) {
             return Ok(none);
         }
         let all = judge(KeptLayers::more(0..self.layers), &mut write)?;
-        if all.proof.failed.is_empty() {
+        if all.proof.holds() {
+            let enough = self.enough(&all);
+            if enough(&none) {
+                return Ok(none);
+            }
             let order = self.worst_first(&mut write, |layer| KeptLayers::more([layer]))?;
             let kept = |n: usize| KeptLayers::more(order[..n].iter().copied());
-            return self.fewest(all, |n| judge(kept(n), &mut write));
+            return self.fewest(all, enough, |n| judge(kept(n), &mut write));
         }
         if !self.between {
             return Ok(all);
         }
         let most = |floats: &[usize]| all.layers.clone().with_floats(floats.iter().copied());
         let floats = judge(most(&Vec::from_iter(0..self.layers)), &mut write)?;
-        if !floats.proof.failed.is_empty() {
+        if !floats.proof.holds() {
             return Ok(floats);
         }
+        let enough = self.enough(&floats);
         let order = self.worst_first(&mut write, |layer| most(&[layer]))?;
-        self.fewest(floats, |n| judge(most(&order[..n]), &mut write))
+        self.fewest(floats, enough, |n| judge(most(&order[..n]), &mut write))
+    }
+
+    /// When a ranking is good enough: with something to spare, where `most` layers in more bits have it.
+    fn enough(&self, most: &Kept) -> impl Fn(&Kept) -> bool + use<> {
+        let (precision, spare) = (self.precision, most.proof.has_to_spare(self.precision));
+        move |kept| kept.proof.holds() && (!spare || kept.proof.has_to_spare(precision))
     }
 
     /// The fewest layers that hold the ranking; `all` does. More hold what fewer hold, as good as always: bisection finds
@@ -136,13 +147,14 @@ impl Search<'_> {
     fn fewest(
         &self,
         all: Kept,
+        enough: impl Fn(&Kept) -> bool,
         mut judge: impl FnMut(usize) -> Result<Kept, ExportError>,
     ) -> Result<Kept, ExportError> {
         let (mut fails, mut n, mut holds) = (0, self.layers, all);
         while n - fails > 1 {
             let middle = usize::midpoint(fails, n);
             let found = judge(middle)?;
-            match found.proof.failed.is_empty() {
+            match enough(&found) {
                 true => (n, holds) = (middle, found),
                 false => fails = middle,
             }
