@@ -218,26 +218,147 @@ impl FoldedQuery {
     pub fn score(&self, document: &[f32]) -> f32 {
         self.constant
             + match self.form {
-                Form::Relu => {
-                    sum_by_lanes(document.len(), |i| self.join[i] * (self.vector[i] + document[i]).max(0.0))
-                }
-                Form::Gated => sum_by_lanes(document.len(), |i| self.vector[i] * document[i]),
+                Form::Relu => kernels::relu_f32(&self.join, &self.vector, document),
+                Form::Gated => kernels::dot_f32(&self.vector, document),
+            }
+    }
+
+    /// The same of a document vector in IEEE half precision, `[m]` bit patterns of finite numbers.
+    pub fn score_f16(&self, document: &[u16]) -> f32 {
+        self.constant
+            + match self.form {
+                Form::Relu => kernels::relu_f16(&self.join, &self.vector, document),
+                Form::Gated => kernels::dot_f16(&self.vector, document),
+            }
+    }
+
+    /// The same of a document vector `scale * document`, `[m]`.
+    pub fn score_int8(&self, document: &[i8], scale: f32) -> f32 {
+        self.constant
+            + match self.form {
+                Form::Relu => kernels::relu_int8(&self.join, &self.vector, document, scale),
+                Form::Gated => scale * kernels::dot_int8(&self.vector, document),
             }
     }
 }
 
-/// Sums over independent lanes, which the compiler turns into vector instructions (one running sum it may not).
-#[inline(always)]
-fn sum_by_lanes(n: usize, term: impl Fn(usize) -> f32) -> f32 {
-    const LANES: usize = 16;
-    let mut sums = [0f32; LANES];
-    let whole = n / LANES * LANES;
-    for start in (0..whole).step_by(LANES) {
-        for (lane, sum) in sums.iter_mut().enumerate() {
-            *sum += term(start + lane);
+/// `v . relu(a + b)`, the relu form's part of a score that is the pair's; what the longer of them has beyond the others
+/// does not count. It never panics.
+pub fn relu_score(join: &[f32], a: &[f32], b: &[f32]) -> f32 {
+    kernels::relu_f32(join, a, b)
+}
+
+/// The inner loops, compiled for several instruction sets of which the machine's best is taken. Each sums in the same
+/// [`LANES`](kernels::LANES) on all of them, and nothing is fused, so that every machine makes the same number.
+mod kernels {
+    use multiversion::multiversion;
+
+    /// Independent sums, which the compiler turns into vector instructions (one running sum it may not).
+    const LANES: usize = 32;
+
+    macro_rules! kernel {
+        ($(#[$doc:meta])* $name:ident($($vector:ident: $number:ty),+; $($scalar:ident),*) $term:expr) => {
+            $(#[$doc])*
+            #[multiversion(targets(
+                "x86_64+avx512f+avx512bw+avx512dq+avx512vl",
+                "x86_64+avx2",
+                "aarch64+neon",
+            ))]
+            pub fn $name($($vector: &[$number],)+ $($scalar: f32),*) -> f32 {
+                kernel!(@sum $($vector),+; $term)
+            }
+        };
+        (@sum $a:ident, $b:ident; $term:expr) => {{
+            let mut sums = [0f32; LANES];
+            let (blocks_a, blocks_b) = ($a.chunks_exact(LANES), $b.chunks_exact(LANES));
+            let rest = blocks_a.remainder().iter().zip(blocks_b.remainder());
+            let rest: f32 = rest.map(|(&$a, &$b)| $term).sum();
+            for ($a, $b) in blocks_a.zip(blocks_b) {
+                for ((sum, &$a), &$b) in sums.iter_mut().zip($a).zip($b) {
+                    *sum += $term;
+                }
+            }
+            sums.iter().sum::<f32>() + rest
+        }};
+        (@sum $v:ident, $a:ident, $b:ident; $term:expr) => {{
+            let mut sums = [0f32; LANES];
+            let (blocks_v, blocks_a, blocks_b) =
+                ($v.chunks_exact(LANES), $a.chunks_exact(LANES), $b.chunks_exact(LANES));
+            let rest = blocks_v.remainder().iter().zip(blocks_a.remainder()).zip(blocks_b.remainder());
+            let rest: f32 = rest.map(|((&$v, &$a), &$b)| $term).sum();
+            for (($v, $a), $b) in blocks_v.zip(blocks_a).zip(blocks_b) {
+                for (((sum, &$v), &$a), &$b) in sums.iter_mut().zip($v).zip($a).zip($b) {
+                    *sum += $term;
+                }
+            }
+            sums.iter().sum::<f32>() + rest
+        }};
+    }
+
+    kernel!(dot_f32(q: f32, d: f32;) q * d);
+    kernel!(dot_f16(q: f32, d: u16;) q * widened(d));
+    kernel!(dot_int8(q: f32, d: i8;) q * f32::from(d));
+    kernel!(relu_f32(v: f32, q: f32, d: f32;) v * (q + d).max(0.0));
+    kernel!(relu_f16(v: f32, q: f32, d: u16;) v * (q + widened(d)).max(0.0));
+    kernel!(relu_int8(v: f32, q: f32, d: i8; scale) v * (q + scale * f32::from(d)).max(0.0));
+
+    /// A finite half-precision number's bits as f32, in operations that vectorise everywhere: the exponents of the two
+    /// differ by 112, and the product is exact, subnormal numbers included.
+    #[inline(always)]
+    fn widened(half: u16) -> f32 {
+        let bits = u32::from(half);
+        let magnitude = f32::from_bits((bits & 0x7fff) << 13) * f32::from_bits((127 + 112) << 23);
+        f32::from_bits(magnitude.to_bits() | (bits & 0x8000) << 16)
+    }
+
+    #[cfg(test)]
+    mod tests {
+        use super::*;
+
+        /// A wrong exponent or a lost subnormal would bend every score a little.
+        #[test]
+        fn every_finite_half_is_widened_exactly() {
+            for bits in 0..=u16::MAX {
+                let half = half::f16::from_bits(bits);
+                if half.is_finite() {
+                    assert_eq!(widened(bits).to_bits(), half.to_f32().to_bits(), "{half}");
+                }
+            }
+        }
+
+        /// Lanes, remainders and the three kinds of number against sums in f64.
+        #[test]
+        fn kernels_are_the_sums_they_stand_for() {
+            for m in [0, 1, 31, 32, 33, 64, 100, 512] {
+                let number = |seed: usize, i: usize| (((i * 37 + seed * 101) % 113) as f32 - 56.0) / 41.0;
+                let [v, q, d] = [1, 2, 3].map(|seed| (0..m).map(|i| number(seed, i)).collect::<Vec<f32>>());
+                let halves: Vec<u16> = d.iter().map(|x| half::f16::from_f32(*x).to_bits()).collect();
+                let bytes: Vec<i8> = d.iter().map(|x| (x * 60.0) as i8).collect();
+                let of_halves: Vec<f32> = halves.iter().map(|h| half::f16::from_bits(*h).to_f32()).collect();
+                let of_bytes: Vec<f32> = bytes.iter().map(|b| 0.25 * f32::from(*b)).collect();
+                let dot =
+                    |d: &[f32]| -> f64 { q.iter().zip(d).map(|(q, d)| f64::from(*q) * f64::from(*d)).sum() };
+                let relu = |d: &[f32]| -> f64 {
+                    let pairs = q.iter().zip(d).map(|(q, d)| (f64::from(*q) + f64::from(*d)).max(0.0));
+                    v.iter().zip(pairs).map(|(v, x)| f64::from(*v) * x).sum()
+                };
+                for (name, found, expected) in [
+                    ("dot_f32", dot_f32(&q, &d), dot(&d)),
+                    ("dot_f16", dot_f16(&q, &halves), dot(&of_halves)),
+                    ("dot_int8", 0.25 * dot_int8(&q, &bytes), dot(&of_bytes)),
+                    ("relu_f32", relu_f32(&v, &q, &d), relu(&d)),
+                    ("relu_f16", relu_f16(&v, &q, &halves), relu(&of_halves)),
+                    ("relu_int8", relu_int8(&v, &q, &bytes, 0.25), relu(&of_bytes)),
+                ] {
+                    let error = (f64::from(found) - expected).abs();
+                    assert!(
+                        error <= 1e-4 * (1.0 + m as f64).sqrt() * 16.0,
+                        "{name}, {m} numbers: {found} for {expected}"
+                    );
+                }
+            }
         }
     }
-    sums.iter().sum::<f32>() + (whole..n).map(term).sum::<f32>()
 }
 
 /// `W ((x - mean) / std) + b` as one affine map of x.
