@@ -424,6 +424,15 @@ fn a_large_index_is_answered_from_the_graph() {
     let (graph, exact) = (asked(&[]), asked(&["--exact"]));
     assert_eq!((&graph["path"], &exact["path"]), (&json!("graph"), &json!("exact")));
     assert_eq!(graph["results"][0], exact["results"][0]);
+    // In whatever precision documents are searched, the same ones are found with the same scores.
+    for precision in ["f32", "f16", "int8"] {
+        for (path, asked) in [
+            ("graph", asked(&["--vectors", precision])),
+            ("exact", asked(&["--vectors", precision, "--exact"])),
+        ] {
+            assert_eq!((&asked["path"], &asked["results"]), (&json!(path), &exact["results"]), "{precision}");
+        }
+    }
     // A filter that leaves few is answered by the scan.
     let third = asked(&["--filter", "third=1"]);
     assert_eq!(third["path"], "exact");
@@ -475,5 +484,13 @@ fn a_large_index_is_answered_from_the_graph() {
     );
     let rebuilt: Value = serde_json::from_str(&rebuilt.stdout).unwrap();
     assert_eq!(rebuilt["results"][0], after["results"][0]);
+    // So are the vectors that are mapped; once, then they are as they were.
+    shorten(&out.join("rows.safetensors"));
+    for damaged in [true, false] {
+        let read = query(&bundle, &out, &["--json", "-k", "5", "spill bell"]).done();
+        assert_eq!(read.stderr.contains("rows.safetensors: damaged"), damaged, "{}", read.stderr);
+        let read: Value = serde_json::from_str(&read.stdout).unwrap();
+        assert_eq!(read["results"], rebuilt["results"]);
+    }
     assert!(doctor().contains("0 generations behind"), "{}", doctor());
 }

@@ -102,6 +102,35 @@ impl Columns {
         facets
     }
 
+    /// Each field with its distinct values and, for each row that has it, row and place of its value, in order of rows.
+    pub fn entries(&self) -> impl Iterator<Item = (&str, &[Value], Vec<[u32; 2]>)> {
+        self.fields.iter().map(|(name, column)| {
+            let having = column.rows.iter().enumerate().filter(|(_, value)| **value != 0);
+            let entries = having.map(|(row, value)| [row as u32, value - 1]).collect();
+            (name.as_str(), column.values.as_slice(), entries)
+        })
+    }
+
+    /// Puts a field back as [`Columns::entries`] told it; false if it cannot have been told so of `rows` rows.
+    pub fn restore(&mut self, name: String, values: Vec<Value>, entries: &[[u32; 2]], rows: usize) -> bool {
+        let mut column = Column::default();
+        for (place, value) in values.iter().enumerate() {
+            if column.places.insert(value.to_string(), place as u32).is_some() {
+                return false;
+            }
+        }
+        for &[row, place] in entries {
+            let row = row as usize;
+            if row >= rows || place as usize >= values.len() || column.rows.len() > row {
+                return false;
+            }
+            column.rows.resize(row, 0);
+            column.rows.push(place + 1);
+        }
+        column.values = values;
+        self.fields.insert(name, column).is_none()
+    }
+
     /// The same columns over the rows that `live` holds, numbered anew.
     pub fn compacted(&self, live: &FixedBitSet) -> Self {
         let mut fields = BTreeMap::new();

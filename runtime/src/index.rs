@@ -13,7 +13,7 @@ use crate::bundle::Bundle;
 use crate::search::Rows;
 use crate::store::{Changes, Generation};
 use models::files::{self, FileError};
-use models::fold::{Folded, FoldedQuery};
+use models::fold::{Folded, FoldedQuery, relu_score};
 use models::student::{Form, Residual};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -173,7 +173,7 @@ impl Graph {
         // No more threads than were reserved: rayon's pool has exactly as many.
         let live: Vec<usize> = rows.live().ones().collect();
         live.into_par_iter()
-            .try_for_each(|row| graph.index.add(rows.key(row).cast_unsigned(), rows.vector(row)))
+            .try_for_each(|row| graph.index.add(rows.key(row).cast_unsigned(), &rows.vector(row)))
             .map_err(refused("be built"))?;
         graph.ready()
     }
@@ -271,7 +271,7 @@ impl Graph {
         for row in keys.iter().filter_map(|key| rows.row(*key)) {
             let key = rows.key(row).cast_unsigned();
             self.index.remove(key).map_err(&refused)?;
-            self.index.add(key, rows.vector(row)).map_err(&refused)?;
+            self.index.add(key, &rows.vector(row)).map_err(&refused)?;
         }
         Ok(())
     }
@@ -351,11 +351,13 @@ impl Graph {
         let join = Arc::clone(join);
         self.index.change_metric::<f32>(Box::new(move |a, b| {
             let m = join.len();
+            // Smaller is better, as a distance has to be; the sum does not care which of the two is the query. This runs
+            // inside a C++ search, where a panic would end the process.
             // SAFETY: usearch calls a metric with two vectors of the index's scalar kind (f32) and dimensions (m,
             // which is what `Graph::empty` and `Graph::open` made sure of), the query's or its own copies, which
             // lie at multiples of 8 bytes and outlive the call.
             let (a, b) = unsafe { (std::slice::from_raw_parts(a, m), std::slice::from_raw_parts(b, m)) };
-            relu_distance(&join, a, b)
+            -relu_score(&join, a, b)
         }));
         Ok(())
     }
@@ -365,23 +367,6 @@ impl std::fmt::Debug for Graph {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Graph").field("vectors", &self.len()).finish_non_exhaustive()
     }
-}
-
-/// `-v . relu(a + b)`: smaller is better, as a distance has to be. The sum does not care which of the two is the query.
-/// It runs inside a C++ search, where a panic would end the process: nothing in it indexes or can overflow.
-fn relu_distance(join: &[f32], a: &[f32], b: &[f32]) -> f32 {
-    const LANES: usize = 16;
-    let mut sums = [0f32; LANES];
-    let (v_blocks, a_blocks, b_blocks) =
-        (join.chunks_exact(LANES), a.chunks_exact(LANES), b.chunks_exact(LANES));
-    let rest = v_blocks.remainder().iter().zip(a_blocks.remainder()).zip(b_blocks.remainder());
-    let rest: f32 = rest.map(|((v, a), b)| v * (a + b).max(0.0)).sum();
-    for ((v, a), b) in v_blocks.zip(a_blocks).zip(b_blocks) {
-        for (((sum, v), a), b) in sums.iter_mut().zip(v).zip(a).zip(b) {
-            *sum += v * (a + b).max(0.0);
-        }
-    }
-    -(sums.iter().sum::<f32>() + rest)
 }
 
 fn file_name(sha256: &str) -> String {

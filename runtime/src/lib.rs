@@ -29,6 +29,8 @@ pub mod selftest;
 #[cfg(feature = "serve")]
 pub mod serve;
 pub mod session;
+pub mod snapshot;
 pub mod store;
 #[cfg(test)]
 mod testing;
+pub mod vectors;

@@ -4,10 +4,11 @@
 mod commands;
 
 use clap::{Parser, Subcommand};
-use runtime::cpu;
+use runtime::cpu::{self, Cpus};
 use runtime::retriever::Options;
 use runtime::selftest;
 use runtime::session::{Provider, SessionOptions};
+use runtime::vectors::Precision;
 use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -31,6 +32,9 @@ pub struct Global {
     /// Threads for graphs and search; 0 = one for each physical core
     #[arg(long, global = true, value_name = "N", default_value_t = 0)]
     threads: usize,
+    /// Keep the program on these processors, e.g. 0-1,4, so that others keep theirs
+    #[arg(long, global = true, value_name = "LIST")]
+    cpus: Option<Cpus>,
     /// What computes, most wanted first, as far as the library has it; the CPU takes what is left
     #[arg(long, global = true, value_name = "PROVIDERS", value_delimiter = ',')]
     provider: Vec<Provider>,
@@ -40,6 +44,9 @@ pub struct Global {
     /// Give memory back after every run instead of keeping that of the largest: slower
     #[arg(long, global = true)]
     no_arena: bool,
+    /// How vectors are kept in memory and scanned; scores do not depend on it [default: f32 up to 20,000 documents, else int8]
+    #[arg(long, global = true, value_name = "PRECISION")]
+    vectors: Option<Precision>,
     /// Trust the bundle to compute here what it computed where it was exported
     #[arg(long, global = true)]
     skip_self_test: bool,
@@ -80,6 +87,7 @@ impl Global {
                 arena: !self.no_arena,
                 ..SessionOptions::default()
             },
+            vectors: self.vectors,
             golden: if self.skip_self_test { 0 } else { selftest::QUICK },
             ..Options::default()
         }
@@ -88,6 +96,11 @@ impl Global {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
+    // Before anything starts a thread.
+    if let Some(Err(error)) = cli.global.cpus.as_ref().map(cpu::pin) {
+        eprintln!("runtime: {error}");
+        return ExitCode::from(2);
+    }
     let threads = if cli.global.threads == 0 { cpu::physical_cores() } else { cli.global.threads };
     // Fails only if somebody has set it up before, which nobody has.
     let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();

@@ -10,7 +10,9 @@ use crate::reranker::{Reranker, RerankerError};
 use crate::search::{self, EXACT_LIMIT, Rows, Scored};
 use crate::selftest;
 use crate::session::SessionOptions;
+use crate::snapshot::{self, SnapshotError};
 use crate::store::{self, Changes, Generation, Store, StoreError, Writer};
+use crate::vectors::Precision;
 use fixedbitset::FixedBitSet;
 use models::files::{FileError, StagedDir};
 use models::fold::FoldedQuery;
@@ -18,6 +20,7 @@ use models::prompt::PromptError;
 use serde::Serialize;
 use serde_json::Value;
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, TryLockError};
 use std::time::{Duration, Instant};
@@ -29,6 +32,9 @@ pub use self::recall::GraphCheck;
 /// Changed documents after which the graph is saved again. Those since then are linked when an index is opened, about a
 /// millisecond each.
 const SAVE_AFTER: usize = 500;
+/// Share of the documents that changed after which the snapshot of the rows is saved again. Those since then are read
+/// from the database when an index is opened, a hundred thousand a second.
+const SNAPSHOT_SHARE: usize = 20;
 
 /// Why a retriever cannot be opened, asked or filled.
 #[derive(Debug, thiserror::Error)]
@@ -48,6 +54,9 @@ pub enum RetrieverError {
     /// The graph cannot be built or searched.
     #[error(transparent)]
     Graph(#[from] GraphError),
+    /// The snapshot of the rows cannot be written.
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
     /// A file or directory stands in the way, or cannot be written.
     #[error(transparent)]
     File(#[from] FileError),
@@ -99,6 +108,9 @@ pub struct Options {
     pub golden: usize,
     /// Never use the graph.
     pub exact: bool,
+    /// Precision of the vectors in memory; `None` is f32 where the exact scan answers, int8 in larger indexes. Scores do not
+    /// depend on it: what is found in less than f32 is scored again from the database.
+    pub vectors: Option<Precision>,
     /// Hears what a person should know and no caller needs to handle, e.g. that the graph is being rebuilt.
     pub notice: fn(&str),
 }
@@ -106,7 +118,13 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         let notice = |message: &str| eprintln!("runtime: {message}");
-        Self { session: SessionOptions::default(), golden: selftest::QUICK, exact: false, notice }
+        Self {
+            session: SessionOptions::default(),
+            golden: selftest::QUICK,
+            exact: false,
+            vectors: None,
+            notice,
+        }
     }
 }
 
@@ -217,6 +235,8 @@ pub struct Stats {
     pub dimensions: usize,
     /// Memory of the vectors, in bytes.
     pub vector_bytes: usize,
+    /// Their precision in memory.
+    pub vector_precision: Precision,
     /// Number of the last change of the index.
     pub generation: u64,
     /// Vectors in the graph, where there is one.
@@ -249,6 +269,8 @@ struct State {
     graph: Option<Graph>,
     /// Documents that the saved graph lacks.
     unsaved: usize,
+    /// Documents that the saved snapshot of the rows lacks.
+    unmapped: usize,
 }
 
 impl Retriever {
@@ -260,14 +282,14 @@ impl Retriever {
         // Threads of their own: those of the search may be busy with the queries of a server that reloads.
         let (encoder, loaded) = std::thread::scope(|scope| {
             let encoder = scope.spawn(|| open_encoder(Arc::clone(&bundle), &options));
-            let loaded =
-                Ok::<_, RetrieverError>(Store::open(index, &ingest::index_key(&bundle))?).and_then(load)?;
+            let loaded = Store::open(index, &ingest::index_key(&bundle))
+                .map_err(RetrieverError::from)
+                .and_then(|store| load(index, store, &options))?;
             // It ends abruptly only with a bug, which then is told as one.
             let encoder = encoder.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
             Ok::<_, RetrieverError>((encoder, loaded))
         })?;
-        let (store, rows, generation) = loaded;
-        let state = State { rows, generation, graph: None, unsaved: 0 };
+        let (store, state) = loaded;
         let (dir, store, state) = (index.to_owned(), Mutex::new(store), RwLock::new(state));
         let retriever = Self { dir, encoder: encoder?, options, store, changing: Mutex::new(()), state };
         retriever.open_graph()?;
@@ -290,8 +312,10 @@ impl Retriever {
         let encoder = open_encoder(Arc::new(Bundle::open(bundle)?), options)?;
         let mut writer = Writer::create(staged.path(), &ingest::index_key(encoder.bundle()))?;
         let report = ingest::ingest(&encoder, &mut writer, documents, progress)?;
-        if writer.store().count()? > EXACT_LIMIT {
-            let (rows, generation) = writer.store().load()?;
+        let count = writer.store().count()?;
+        if count > EXACT_LIMIT {
+            let (rows, generation) = writer.store().load_in(precision(options, count))?;
+            snapshot::save(staged.path(), &rows, &generation)?;
             (options.notice)(&format!("building the graph over {} documents", rows.len()));
             Graph::build(&rows, Measure::of_bundle(encoder.bundle()))?.save(staged.path(), &generation)?;
         }
@@ -337,13 +361,20 @@ impl Retriever {
         }
         let started = Instant::now();
         self.refresh()?;
-        let (path, ranked) = {
+        let (path, rough, mut ranked) = {
             let state = self.state();
-            let (path, ranked) = state.search(queries, wanted)?;
+            let rough = state.rows.precision() != Precision::F32;
+            let k = if rough { search::rough_results(wanted.k) } else { wanted.k };
+            let (path, ranked) = state.search(queries, k, wanted.filter.as_ref())?;
             let keyed =
                 |found: &Vec<Scored>| found.iter().map(|s| (state.rows.key(s.row), s.score)).collect();
-            (path, ranked.iter().map(keyed).collect::<Vec<Vec<(i64, f32)>>>())
+            (path, rough, ranked.iter().map(keyed).collect::<Vec<Vec<(i64, f32)>>>())
         };
+        if rough {
+            for (query, ranked) in queries.iter().zip(&mut ranked) {
+                *ranked = self.scored_exactly(query, ranked, wanted.k)?;
+            }
+        }
         let hits = queries.iter().zip(&ranked).map(|(query, ranked)| self.hits(query, ranked, wanted));
         let hits = hits.collect::<Result<Vec<_>, _>>()?;
         let timing = Timing { search: share(started.elapsed(), queries.len()), ..Timing::default() };
@@ -454,6 +485,7 @@ impl Retriever {
             documents: state.rows.len(),
             dimensions: state.rows.dimensions(),
             vector_bytes: state.rows.bytes(),
+            vector_precision: state.rows.precision(),
             generation: state.generation.number,
             graph_vectors: state.graph.as_ref().map(Graph::len),
             document_digest: self.encoder.bundle().manifest.document_digest.clone(),
@@ -473,11 +505,16 @@ impl Retriever {
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
             Err(TryLockError::WouldBlock) => return Ok(()),
         };
-        if self.state().unsaved < SAVE_AFTER {
+        let saved = {
+            let state = self.state();
+            state.unsaved < SAVE_AFTER && !state.wants_snapshot()
+        };
+        if saved {
             return Ok(());
         }
         let writer = Writer::open(&self.dir, &ingest::index_key(self.encoder.bundle()))?;
         self.save_graph()?;
+        self.save_rows()?;
         Ok(writer.close()?)
     }
 
@@ -503,9 +540,12 @@ impl Retriever {
         let changed = change(&mut writer);
         // Also after an error: some batches may be in.
         self.refresh()?;
+        // The documents are safe; graph and snapshot will be caught up with, or made again.
         if let Err(error) = self.save_graph() {
-            // The documents are safe; the graph will be caught up with, or built again.
             (self.options.notice)(&format!("the graph is not saved: {error}"));
+        }
+        if let Err(error) = self.save_rows() {
+            (self.options.notice)(&format!("the vectors are not saved for mapping: {error}"));
         }
         let closed = writer.close();
         let changed = changed?;
@@ -529,6 +569,21 @@ impl Retriever {
         Ok(())
     }
 
+    /// Saves a snapshot of the rows of a large index if the one on disk lacks many documents; the caller holds the writer's lock.
+    fn save_rows(&self) -> Result<(), RetrieverError> {
+        let saved = {
+            let state = self.state();
+            if !state.wants_snapshot() {
+                return Ok(());
+            }
+            snapshot::save(&self.dir, &state.rows, &state.generation)?;
+            state.unmapped
+        };
+        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+        state.unmapped = state.unmapped.saturating_sub(saved);
+        Ok(())
+    }
+
     /// Reads what this or any other process has changed.
     fn refresh(&self) -> Result<(), RetrieverError> {
         let store = self.store();
@@ -536,10 +591,12 @@ impl Retriever {
             return Ok(());
         }
         let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
-        let State { rows, generation, graph, unsaved } = &mut *state;
+        let State { rows, generation, graph, unsaved, unmapped } = &mut *state;
         let (changes, now) = store.update(rows, generation.number)?;
         *generation = now;
-        *unsaved += changes.put.len() + changes.removed.len();
+        let changed = changes.put.len() + changes.removed.len();
+        *unsaved += changed;
+        *unmapped += changed;
         let updated = match graph {
             Some(graph) => graph.update(rows, &changes),
             None if self.wants_graph(rows) => {
@@ -561,29 +618,50 @@ impl Retriever {
         Ok(())
     }
 
-    /// Loads the saved graph and links what came after it, or builds it anew and says why.
+    /// Loads the saved graph and links what came after it, or builds it anew and says why; saves what had to be made.
     fn open_graph(&self) -> Result<(), RetrieverError> {
-        let store = self.store();
-        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
-        let State { rows, graph, unsaved, .. } = &mut *state;
-        if !self.wants_graph(rows) {
-            return Ok(());
-        }
-        let measure = Measure::of_bundle(self.encoder.bundle());
-        match saved_graph(&self.dir, &store, rows, measure.clone()) {
-            Ok((saved, changed)) => (*graph, *unsaved) = (Some(saved), changed),
-            Err(reason) => {
-                (self.options.notice)(&format!("{reason}; rebuilding the graph from documents.sqlite"));
-                (*graph, *unsaved) = (Some(Graph::build(rows, measure)?), SAVE_AFTER);
+        {
+            let store = self.store();
+            let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+            let State { rows, graph, unsaved, .. } = &mut *state;
+            if self.wants_graph(rows) {
+                let measure = Measure::of_bundle(self.encoder.bundle());
+                match saved_graph(&self.dir, &store, rows, measure.clone()) {
+                    Ok((saved, changed)) => (*graph, *unsaved) = (Some(saved), changed),
+                    Err(reason) => {
+                        (self.options.notice)(&format!(
+                            "{reason}; rebuilding the graph from documents.sqlite"
+                        ));
+                        (*graph, *unsaved) = (Some(Graph::build(rows, measure)?), SAVE_AFTER);
+                    }
+                }
             }
         }
-        let save = *unsaved >= SAVE_AFTER;
-        drop((state, store));
-        // Only the writer may put files there; without that, this process alone has the new graph.
-        if save && let Err(error) = self.save() {
-            (self.options.notice)(&format!("the new graph is not saved: {error}"));
+        // Only the writer may put files there; without that, this process alone has what it made.
+        if let Err(error) = self.save() {
+            (self.options.notice)(&format!("what was made anew is not saved: {error}"));
         }
         Ok(())
+    }
+
+    /// The best `k` of what a rough scan found, by their vectors as they were stored.
+    fn scored_exactly(
+        &self,
+        query: &FoldedQuery,
+        found: &[(i64, f32)],
+        k: usize,
+    ) -> Result<Vec<(i64, f32)>, RetrieverError> {
+        let store = self.store();
+        let mut scored = Vec::with_capacity(found.len());
+        for (key, _) in found {
+            // A document that was removed meanwhile is not shown.
+            if let Some((id, vector)) = store.vector(*key)? {
+                scored.push((query.score(&vector), id, *key));
+            }
+        }
+        scored.sort_by(|a, b| b.0.total_cmp(&a.0).then_with(|| b.1.cmp(&a.1)));
+        scored.truncate(k);
+        Ok(scored.into_iter().map(|(score, _, key)| (key, score)).collect())
     }
 
     fn hits(
@@ -618,15 +696,20 @@ impl Retriever {
 }
 
 impl State {
+    fn wants_snapshot(&self) -> bool {
+        self.rows.len() > EXACT_LIMIT && self.unmapped > self.rows.len() / SNAPSHOT_SHARE
+    }
+
     fn search(
         &self,
         queries: &[FoldedQuery],
-        Wanted { k, filter, .. }: &Wanted,
+        k: usize,
+        filter: Option<&Filter>,
     ) -> Result<(SearchPath, Vec<Vec<Scored>>), GraphError> {
         let rows = &self.rows;
-        let selected: Option<FixedBitSet> = filter.as_ref().map(|filter| rows.select(filter));
+        let selected: Option<FixedBitSet> = filter.map(|filter| rows.select(filter));
         let among = selected.as_ref().map_or(rows.len(), |selected| selected.count_ones(..));
-        let count = search::candidates(*k, among, rows.len());
+        let count = search::candidates(k, among, rows.len());
         match &self.graph {
             // Among few documents, or with so many candidates, the scan is the faster way.
             Some(graph) if among > EXACT_LIMIT && count < among / 2 => {
@@ -637,10 +720,10 @@ impl State {
                     if selected.is_some() { Some(&passes) } else { None };
                 let ranked = queries
                     .iter()
-                    .map(|query| Ok(search::rescore(query, rows, &graph.search(query, count, passes)?, *k)));
+                    .map(|query| Ok(search::rescore(query, rows, &graph.search(query, count, passes)?, k)));
                 Ok((SearchPath::Graph, ranked.collect::<Result<_, GraphError>>()?))
             }
-            _ => Ok((SearchPath::Exact, search::exact(queries, rows, *k, selected.as_ref()))),
+            _ => Ok((SearchPath::Exact, search::exact(queries, rows, k, selected.as_ref()))),
         }
     }
 }
@@ -674,9 +757,51 @@ fn share(time: Duration, texts: usize) -> f64 {
     (time.as_secs_f64() * 1e6 / texts.max(1) as f64).round() / 1e3
 }
 
-fn load(store: Store) -> Result<(Store, Rows, Generation), RetrieverError> {
-    let (rows, generation) = store.load()?;
-    Ok((store, rows, generation))
+/// Precision of an index of this many documents.
+fn precision(options: &Options, documents: usize) -> Precision {
+    let fitting = if documents > EXACT_LIMIT { Precision::Int8 } else { Precision::F32 };
+    options.vectors.unwrap_or(fitting)
+}
+
+/// The rows: of a large index from its snapshot and what came after it, else, and of any other, from the database.
+fn load(dir: &Path, store: Store, options: &Options) -> Result<(Store, State), RetrieverError> {
+    let count = store.count()?;
+    let mut unmapped = count;
+    if count > EXACT_LIMIT {
+        match saved_rows(dir, &store, options.vectors) {
+            Ok(Some((rows, generation, unmapped))) => {
+                return Ok((store, State { rows, generation, graph: None, unsaved: 0, unmapped }));
+            }
+            Ok(None) => (),
+            // It serves those who did not ask for another; so it is left as it is.
+            Err(RetrieverError::Snapshot(SnapshotError::Precision { .. })) => unmapped = 0,
+            Err(reason) => (options.notice)(&format!("{reason}; reading all vectors from documents.sqlite")),
+        }
+    }
+    let (rows, generation) = store.load_in(precision(options, count))?;
+    Ok((store, State { rows, generation, graph: None, unsaved: 0, unmapped }))
+}
+
+/// The snapshot on disk brought up to date, and how many documents it lacked; `None` where there is none, an error says why
+/// it is of no use.
+fn saved_rows(
+    dir: &Path,
+    store: &Store,
+    precision: Option<Precision>,
+) -> Result<Option<(Rows, Generation, usize)>, RetrieverError> {
+    let (mut rows, generation) = match snapshot::open(dir, store.dimensions(), precision) {
+        Err(SnapshotError::File(FileError::Io { source, .. })) if source.kind() == ErrorKind::NotFound => {
+            return Ok(None);
+        }
+        opened => opened?,
+    };
+    if !store.has_been_at(&generation)? {
+        let reason = format!("of generation {}, where documents.sqlite has never been", generation.number);
+        return Err(SnapshotError::Unfit { file: dir.join(snapshot::FILE_NAME), reason }.into());
+    }
+    let (changes, now) = store.update(&mut rows, generation.number)?;
+    rows.compact();
+    Ok(Some((rows, now, changes.put.len() + changes.removed.len())))
 }
 
 fn open_encoder(bundle: Arc<Bundle>, options: &Options) -> Result<Encoder, RetrieverError> {

@@ -1,14 +1,16 @@
 //! Query in, ranked documents out: the exact scan over all vectors, and the rescoring of a graph's candidates.
 //!
-//! Both score with [`FoldedQuery::score`], so a result's number does not depend on the path that found it. Equal scores
+//! Both score alike, so a result's number does not depend on the path that found it. Equal scores
 //! are ordered by id, descending, as trec_eval and [`models::metrics::rank`] do.
 
 use crate::columns::Columns;
 use crate::document::Metadata;
 use crate::filter::Filter;
+use crate::vectors::{Precision, Vectors};
 use fixedbitset::FixedBitSet;
 use models::fold::FoldedQuery;
 use rayon::prelude::*;
+use std::borrow::Cow;
 use std::cmp::{Ordering, Reverse};
 use std::collections::BinaryHeap;
 
@@ -23,12 +25,11 @@ const BLOCK: usize = 512;
 
 /// All vectors of an index in one piece of memory, with key, id and metadata of each. A removed row keeps its place until
 /// [`Rows::compact`].
-#[derive(Debug, Clone, Default)]
+#[derive(Debug)]
 pub struct Rows {
-    dimensions: usize,
     keys: Vec<i64>,
     ids: Vec<Box<str>>,
-    vectors: Vec<f32>,
+    vectors: Vectors,
     columns: Columns,
     live: FixedBitSet,
     removed: usize,
@@ -46,14 +47,37 @@ pub struct Scored {
 impl Rows {
     /// No rows, of `dimensions` numbers each.
     pub fn new(dimensions: usize) -> Self {
-        Self { dimensions, ..Self::default() }
+        Self::in_precision(dimensions, Precision::F32)
+    }
+
+    /// No rows, whose vectors will be kept in this precision.
+    pub fn in_precision(dimensions: usize, precision: Precision) -> Self {
+        Self {
+            keys: Vec::new(),
+            ids: Vec::new(),
+            vectors: Vectors::new(dimensions, precision),
+            columns: Columns::default(),
+            live: FixedBitSet::new(),
+            removed: 0,
+        }
+    }
+
+    /// Rows as they were saved; `None` if the parts do not belong together.
+    pub fn restored(keys: Vec<i64>, ids: Vec<Box<str>>, vectors: Vectors, columns: Columns) -> Option<Self> {
+        let ascending = keys.is_sorted_by(|a, b| a < b);
+        if !ascending || ids.len() != keys.len() || vectors.places() != keys.len() {
+            return None;
+        }
+        let mut live = FixedBitSet::with_capacity(keys.len());
+        live.insert_range(..);
+        Some(Self { keys, ids, vectors, columns, live, removed: 0 })
     }
 
     /// Makes room for `additional` rows.
     pub fn reserve(&mut self, additional: usize) {
         self.keys.reserve(additional);
         self.ids.reserve(additional);
-        self.vectors.reserve(additional * self.dimensions);
+        self.vectors.reserve(additional);
     }
 
     /// Appends a row, or replaces the one with this key. Keys only ever grow; a vector of another length is cut or
@@ -64,16 +88,13 @@ impl Rows {
             None => {
                 self.keys.push(key);
                 self.ids.push(id.into());
-                self.vectors.resize(self.keys.len() * self.dimensions, 0.0);
+                self.vectors.grow();
                 self.live.grow_and_insert(self.keys.len() - 1);
                 self.keys.len() - 1
             }
         };
         self.columns.set(row, metadata);
-        let slots = &mut self.vectors[row * self.dimensions..(row + 1) * self.dimensions];
-        for (slot, value) in slots.iter_mut().zip(vector) {
-            *slot = *value;
-        }
+        self.vectors.set(row, vector);
     }
 
     /// Removes the row with this key; tells whether it was there.
@@ -89,18 +110,17 @@ impl Rows {
         if self.removed * 4 <= self.keys.len() {
             return;
         }
-        let m = self.dimensions;
-        let mut compact = Self::new(m);
-        compact.reserve(self.len());
-        for row in self.live.ones() {
-            compact.keys.push(self.keys[row]);
-            compact.ids.push(std::mem::take(&mut self.ids[row]));
-            compact.vectors.extend_from_slice(&self.vectors[row * m..(row + 1) * m]);
-        }
-        compact.columns = self.columns.compacted(&self.live);
-        compact.live = FixedBitSet::with_capacity(compact.keys.len());
-        compact.live.insert_range(..);
-        *self = compact;
+        let places: Vec<usize> = self.live.ones().collect();
+        let mut live = FixedBitSet::with_capacity(places.len());
+        live.insert_range(..);
+        *self = Self {
+            keys: places.iter().map(|row| self.keys[*row]).collect(),
+            ids: places.iter().map(|row| std::mem::take(&mut self.ids[*row])).collect(),
+            vectors: self.vectors.compacted(&places),
+            columns: self.columns.compacted(&self.live),
+            live,
+            removed: 0,
+        };
     }
 
     /// Rows that pass a filter.
@@ -137,7 +157,17 @@ impl Rows {
 
     /// Numbers in each vector, m.
     pub fn dimensions(&self) -> usize {
-        self.dimensions
+        self.vectors.dimensions()
+    }
+
+    /// Precision of the vectors.
+    pub fn precision(&self) -> Precision {
+        self.vectors.precision()
+    }
+
+    /// All vectors, by place.
+    pub fn vectors(&self) -> &Vectors {
+        &self.vectors
     }
 
     /// Key of a row.
@@ -150,9 +180,9 @@ impl Rows {
         &self.ids[row]
     }
 
-    /// Vector of a row, `[m]`.
-    pub fn vector(&self, row: usize) -> &[f32] {
-        &self.vectors[row * self.dimensions..(row + 1) * self.dimensions]
+    /// Vector of a row, `[m]`, as near as its precision keeps it.
+    pub fn vector(&self, row: usize) -> Cow<'_, [f32]> {
+        self.vectors.get(row)
     }
 
     /// The row with this key.
@@ -167,7 +197,7 @@ impl Rows {
 
     /// Memory taken by the vectors, in bytes.
     pub fn bytes(&self) -> usize {
-        size_of_val(self.vectors.as_slice())
+        self.places() * self.precision().bytes(self.dimensions())
     }
 }
 
@@ -255,7 +285,7 @@ pub fn exact<'a>(
         for (query, best) in queries.iter().zip(&mut best) {
             for row in block * BLOCK..end {
                 if selected.is_none_or(|selected| selected.contains(row)) {
-                    best.offer(rows, row, query.score(rows.vector(row)));
+                    best.offer(rows, row, rows.vectors.score(query, row));
                 }
             }
         }
@@ -278,7 +308,7 @@ pub fn exact<'a>(
 pub fn rescore(query: &FoldedQuery, rows: &Rows, candidates: &[i64], k: usize) -> Vec<Scored> {
     let mut best = Best::new(k);
     for row in candidates.iter().filter_map(|key| rows.row(*key)) {
-        best.offer(rows, row, query.score(rows.vector(row)));
+        best.offer(rows, row, rows.vectors.score(query, row));
     }
     best.into_ranked()
 }
@@ -289,6 +319,12 @@ pub fn candidates(k: usize, among: usize, all: usize) -> usize {
     let wanted = k.saturating_mul(CANDIDATES_PER_RESULT).max(LEAST_CANDIDATES);
     let sparse = (all.max(1) as f64 / among.clamp(1, all.max(1)) as f64).sqrt();
     (wanted as f64 * sparse) as usize
+}
+
+/// How many of the best by rough vectors are scored again where `k` are wanted: those among the best `k` that rounding had
+/// put behind others must be among them.
+pub fn rough_results(k: usize) -> usize {
+    k.saturating_mul(2).saturating_add(32)
 }
 
 #[cfg(test)]
@@ -320,7 +356,7 @@ mod tests {
                 let found = exact(&queries, &rows, k, None);
                 for (query, found) in queries.iter().zip(found) {
                     let mut all: Vec<(String, f32)> =
-                        (0..n).map(|row| (rows.id(row).to_owned(), query.score(rows.vector(row)))).collect();
+                        (0..n).map(|row| (rows.id(row).to_owned(), query.score(&rows.vector(row)))).collect();
                     models::metrics::rank(&mut all);
                     all.truncate(k);
                     let found: Vec<(String, f32)> =
@@ -353,7 +389,7 @@ mod tests {
         rows.push(7, "b", &[3.0, 4.0], &none);
         rows.push(3, "a", &[5.0, 6.0], &none);
         assert_eq!(
-            (rows.len(), rows.vector(0), rows.row(7), rows.row(4)),
+            (rows.len(), &*rows.vector(0), rows.row(7), rows.row(4)),
             (2, [5.0, 6.0].as_slice(), Some(1), None)
         );
         assert_eq!(rows.bytes(), 16);

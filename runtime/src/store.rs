@@ -15,6 +15,7 @@ pub use self::error::StoreError;
 use self::error::sql;
 use crate::document::{Document, Metadata};
 use crate::search::Rows;
+use crate::vectors::Precision;
 use models::files;
 use models::student::Form;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Params, Row, params};
@@ -173,6 +174,11 @@ impl Store {
         &self.file
     }
 
+    /// Numbers in each vector, m.
+    pub fn dimensions(&self) -> usize {
+        self.inner_dimensions
+    }
+
     /// The moment this is at.
     pub fn generation(&self) -> Result<Generation, StoreError> {
         self.connection
@@ -212,7 +218,12 @@ impl Store {
 
     /// Reads all vectors, each against its checksum, with the generation they belong to. The rows are in order of key.
     pub fn load(&self) -> Result<(Rows, Generation), StoreError> {
-        let mut rows = Rows::new(self.inner_dimensions);
+        self.load_in(Precision::F32)
+    }
+
+    /// The same, to be kept in memory in this precision.
+    pub fn load_in(&self, precision: Precision) -> Result<(Rows, Generation), StoreError> {
+        let mut rows = Rows::in_precision(self.inner_dimensions, precision);
         rows.reserve(self.count()?);
         let generation = self.update(&mut rows, 0)?.1;
         Ok((rows, generation))
@@ -268,17 +279,48 @@ impl Store {
                 Ok((row.get(0)?, text(1)?, row.get(2)?, text(3)?, blob))
             };
             let (key, id, expected, metadata, blob) = read().map_err(sql(&self.file))?;
-            let bytes = self.inner_dimensions * size_of::<f32>();
-            if blob.len() != bytes || checksum(id, metadata, blob) != expected {
-                return Err(self.damaged(format!("the vector of document `{id}` fails its checksum")));
-            }
-            for (slot, four) in vector.iter_mut().zip(blob.chunks_exact(4)) {
-                *slot = f32::from_le_bytes([four[0], four[1], four[2], four[3]]);
-            }
+            self.decode(id, expected, metadata, blob, &mut vector)?;
             rows.push(key, id, &vector, &self.metadata(id, metadata)?);
             keys.push(key);
         }
         Ok(keys)
+    }
+
+    /// Bytes to numbers, if they are those that were stored.
+    fn decode(
+        &self,
+        id: &str,
+        expected: i64,
+        metadata: &str,
+        blob: &[u8],
+        vector: &mut [f32],
+    ) -> Result<(), StoreError> {
+        if blob.len() != size_of_val(vector) || checksum(id, metadata, blob) != expected {
+            return Err(self.damaged(format!("the vector of document `{id}` fails its checksum")));
+        }
+        for (slot, four) in vector.iter_mut().zip(blob.as_chunks::<4>().0) {
+            *slot = f32::from_le_bytes(*four);
+        }
+        Ok(())
+    }
+
+    /// A document's id and vector by its key, checked; `None` if it is gone.
+    pub fn vector(&self, key: i64) -> Result<Option<(String, Vec<f32>)>, StoreError> {
+        let mut statement = self
+            .connection
+            .prepare_cached("SELECT id, checksum, metadata, vector FROM documents WHERE key = ?1")
+            .map_err(sql(&self.file))?;
+        let mut found = statement.query([key]).map_err(sql(&self.file))?;
+        let Some(row) = found.next().map_err(sql(&self.file))? else { return Ok(None) };
+        let read = || -> rusqlite::Result<(&str, i64, &str, &[u8])> {
+            let text = |i| row.get_ref(i)?.as_str().map_err(rusqlite::Error::from);
+            let blob = row.get_ref(3)?.as_blob().map_err(rusqlite::Error::from)?;
+            Ok((text(0)?, row.get(1)?, text(2)?, blob))
+        };
+        let (id, expected, metadata, blob) = read().map_err(sql(&self.file))?;
+        let mut vector = vec![0f32; self.inner_dimensions];
+        self.decode(id, expected, metadata, blob, &mut vector)?;
+        Ok(Some((id.to_owned(), vector)))
     }
 
     fn metadata(&self, id: &str, text: &str) -> Result<Metadata, StoreError> {

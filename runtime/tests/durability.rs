@@ -9,6 +9,7 @@ use models::student::Form;
 use runtime::document::Document;
 use runtime::index::{Graph, Measure, SIDECAR_NAME};
 use runtime::search::Rows;
+use runtime::snapshot;
 use runtime::store::{IndexKey, Record, Store, StoreError, Writer};
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
@@ -99,6 +100,7 @@ fn run_child(dir: &Path) {
             let generation = writer.store().update(&mut rows, seen).unwrap().1;
             seen = generation.number;
             Graph::build(&rows, Measure::Gated).unwrap().save(dir, &generation).unwrap();
+            snapshot::save(dir, &rows, &generation).unwrap();
         }
     }
 }
@@ -158,6 +160,14 @@ fn nothing_acknowledged_is_lost_when_the_process_is_killed() {
             assert!(store.has_been_at(&of).unwrap(), "kill {kill}: {of:?}, the index is at {generation:?}");
             assert_eq!(graph.len(), counts[of.number as usize], "kill {kill}: {of:?}");
             graphs += 1;
+        }
+        // So is a snapshot of the rows, which with what came after it is the database.
+        if dir.path().join(snapshot::FILE_NAME).exists() {
+            let (mut mapped, of) = snapshot::open(dir.path(), M, None).unwrap();
+            assert!(store.has_been_at(&of).unwrap(), "kill {kill}: {of:?}, the index is at {generation:?}");
+            store.update(&mut mapped, of.number).unwrap();
+            assert_eq!(contents(&store, &mapped), there, "kill {kill}, snapshot of {of:?}");
+            assert!(mapped.live().ones().all(|row| mapped.vector(row) == vector(&there[mapped.id(row)])));
         }
     }
     eprintln!("{KILLS} kills, {at} changes, {unsaid} of them unsaid, a graph at {graphs} of them");

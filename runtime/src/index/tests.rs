@@ -59,7 +59,7 @@ fn the_relu_distance_is_the_score() {
         let Measure::Relu(join) = Measure::of(&folding.folded, m, m) else { panic!("not relu") };
         let query = folding.query(&mut random);
         let document = random.normals(m);
-        let score = query.constant - relu_distance(&join, &query.vector, &document);
+        let score = query.constant + relu_score(&join, &query.vector, &document);
         assert!((score - query.score(&document)).abs() <= 1e-3 * (1.0 + score.abs()), "{m}");
     }
 }

@@ -34,7 +34,7 @@ fn documents_come_back_as_they_were_stored() {
     let store = Store::open(dir.path(), &key()).unwrap();
     let (rows, generation) = store.load().unwrap();
     assert_eq!((rows.len(), generation.number, store.count().unwrap()), (2, 1, 2));
-    assert_eq!((rows.id(0), rows.vector(1)), ("a", [2.0, 3.0, 4.0, 5.0].as_slice()));
+    assert_eq!((rows.id(0), &*rows.vector(1)), ("a", [2.0, 3.0, 4.0, 5.0].as_slice()));
     assert_eq!(store.document(rows.key(1)).unwrap().unwrap(), document("b", "yy"));
     assert_eq!(store.document(99).unwrap(), None);
 }
@@ -205,7 +205,7 @@ fn metadata_is_kept_and_changed_without_a_new_vector() {
     let before = writer.store().load().unwrap().0.vector(0).to_vec();
     writer.put(&[Record { document: &moved, vector: None }]).unwrap();
     let (rows, _) = writer.store().load().unwrap();
-    assert_eq!(rows.vector(0), before);
+    assert_eq!(*rows.vector(0), before);
     let filter = crate::filter::Filter::parse("room=hall").unwrap();
     assert_eq!(rows.select(&filter).ones().collect::<Vec<_>>(), [0]);
     assert_eq!(writer.store().document_by_id("a").unwrap().unwrap(), moved);

@@ -1,6 +1,5 @@
 //! `runtime bench search`: the exact scan beside the graph, on made-up vectors.
 
-use super::resident_megabytes;
 use crate::Outcome;
 use anyhow::{Context, bail};
 use models::files::write_json;
@@ -9,7 +8,10 @@ use models::student::Form;
 use rayon::prelude::*;
 use runtime::document::Metadata;
 use runtime::index::{Graph, Measure};
-use runtime::search::{self, Rows};
+use runtime::search::{self, Rows, Scored};
+use runtime::snapshot;
+use runtime::store::Generation;
+use runtime::vectors::Precision;
 use serde::Serialize;
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -18,10 +20,12 @@ use std::time::Instant;
 /// Documents around one centre.
 const CLUSTER: usize = 100;
 
-/// Measure searching: latency of the exact scan and of the graph, its recall, time to build it and memory
+/// Measure searching: the exact scan in each precision and the graph: latency, recall, time to build and open, bytes
 ///
 /// Vectors are made up: unit length, in clusters of a hundred (the vectors of real documents are in clusters, too), queries
-/// near documents.
+/// near documents. Recall is the share of the f32 scan's best documents that are found; scans of less than f32 and the graph
+/// have their best ones scored again, as an index does. `open` maps the rows, or loads the graph, from a file that was
+/// just written.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Numbers of documents
@@ -33,6 +37,12 @@ pub struct Args {
     /// Form of the predictor
     #[arg(long, value_enum, default_value = "gated")]
     form: FormArg,
+    /// Precisions of the scan, measured beside f32; the graph is built from vectors in the first
+    #[arg(long, value_delimiter = ',', default_values = ["f16", "int8"], value_name = "PRECISION")]
+    precisions: Vec<Precision>,
+    /// Without the graph
+    #[arg(long)]
+    no_graph: bool,
     /// Queries
     #[arg(long, default_value_t = 200)]
     queries: usize,
@@ -63,18 +73,25 @@ struct Latency {
     p99: f64,
 }
 
+/// A line of the table.
 #[derive(Debug, Serialize)]
 struct Measured {
     documents: usize,
-    exact_ms: Latency,
-    graph_ms: Latency,
+    search: String,
+    latency_ms: Latency,
+    /// Of the f32 scan's latency.
+    ratio: f64,
     recall: f64,
+    /// The graph's linking, or the rows' quantising.
     build_seconds: f64,
-    vector_bytes_per_document: f64,
-    graph_bytes_per_document: Option<f64>,
+    open_ms: f64,
+    file_bytes_per_document: f64,
 }
 
-/// One line of the table for each number of documents.
+const HEAD: &str = "| documents | search | p50 ms | p99 | ratio | recall | build s | open ms | bytes/document |\n\
+                    | ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n";
+
+/// A line for each search of each number of documents.
 pub fn run(args: &Args) -> anyhow::Result<Outcome> {
     let positive = [("--dimensions", args.dimensions), ("--queries", args.queries), ("-k", args.k)];
     if let Some((flag, _)) = positive.iter().find(|(_, value)| *value == 0) {
@@ -83,38 +100,33 @@ pub fn run(args: &Args) -> anyhow::Result<Outcome> {
     if args.documents.is_empty() || args.documents.contains(&0) {
         bail!("--documents must name at least one number of documents, and not 0");
     }
+    let (threads, m) = (rayon::current_num_threads(), args.dimensions);
     let mut out = io::stdout().lock();
     let head = format!(
-        "{} threads, {} numbers a document, {:?}, {} queries\n\n\
-         | documents | exact p50 ms | p99 | graph p50 ms | p99 | graph / exact | recall@{} | build s | documents/s | bytes/document: vectors | graph |\n\
-         | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n",
-        rayon::current_num_threads(),
-        args.dimensions,
-        args.form,
-        args.queries,
-        args.k
+        "{threads} threads, {m} numbers a document, {:?}, {} queries\n\n{HEAD}",
+        args.form, args.queries
     );
-    write!(out, "{head}").context("cannot write to stdout")?;
+    out.write_all(head.as_bytes()).context("cannot write to stdout")?;
     let mut all = Vec::new();
     for &documents in &args.documents {
-        let found = measure(args, documents)?;
-        let graph_bytes = found.graph_bytes_per_document.map_or(String::new(), |bytes| format!("{bytes:.0}"));
-        writeln!(
-            out,
-            "| {documents} | {:.2} | {:.2} | {:.2} | {:.2} | {:.3} | {:.3} | {:.1} | {:.0} | {:.0} | {graph_bytes} |",
-            found.exact_ms.p50,
-            found.exact_ms.p99,
-            found.graph_ms.p50,
-            found.graph_ms.p99,
-            found.graph_ms.p50 / found.exact_ms.p50,
-            found.recall,
-            found.build_seconds,
-            documents as f64 / found.build_seconds,
-            found.vector_bytes_per_document,
-        )
-        .and_then(|()| out.flush())
-        .context("cannot write to stdout")?;
-        all.push(found);
+        measure(args, documents, &mut |line: Measured| {
+            writeln!(
+                out,
+                "| {documents} | {} | {:.2} | {:.2} | {:.3} | {:.3} | {:.1} | {:.0} | {:.0} |",
+                line.search,
+                line.latency_ms.p50,
+                line.latency_ms.p99,
+                line.ratio,
+                line.recall,
+                line.build_seconds,
+                line.open_ms,
+                line.file_bytes_per_document
+            )
+            .and_then(|()| out.flush())
+            .context("cannot write to stdout")?;
+            all.push(line);
+            Ok(())
+        })?;
     }
     if let Some(file) = &args.json {
         write_json(file, &all)?;
@@ -122,17 +134,21 @@ pub fn run(args: &Args) -> anyhow::Result<Outcome> {
     Ok(Outcome::Done)
 }
 
-fn measure(args: &Args, documents: usize) -> anyhow::Result<Measured> {
+fn measure(
+    args: &Args,
+    documents: usize,
+    tell: &mut dyn FnMut(Measured) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
     let m = args.dimensions;
     let made = MadeUp { seed: args.seed, m, clusters: documents.div_ceil(CLUSTER) };
-    let mut rows = Rows::new(m);
-    rows.reserve(documents);
+    let mut plain = Rows::new(m);
+    plain.reserve(documents);
     // Some at a time, so that the vectors are in memory once.
     for start in (0..documents).step_by(10_000) {
         let end = documents.min(start + 10_000);
         let vectors: Vec<Vec<f32>> = (start..end).into_par_iter().map(|i| made.document(i)).collect();
         for (i, vector) in (start..end).zip(vectors) {
-            rows.push(i as i64 + 1, &format!("d{i}"), &vector, &Metadata::new());
+            plain.push(i as i64 + 1, &format!("d{i}"), &vector, &Metadata::new());
         }
     }
     let mut random = Random(made.seed ^ 0x5eed);
@@ -148,38 +164,113 @@ fn measure(args: &Args, documents: usize) -> anyhow::Result<Measured> {
             }
         })
         .collect();
+    let directory = tempfile::tempdir().context("cannot make a temporary directory")?;
+    let (dir, moment) = (directory.path(), Generation::default());
+    let bytes_of = |start: &str| -> anyhow::Result<f64> {
+        let mut bytes = 0;
+        for entry in std::fs::read_dir(dir)? {
+            let entry = entry?;
+            if entry.file_name().to_string_lossy().starts_with(start) {
+                bytes += entry.metadata()?.len();
+            }
+        }
+        Ok(bytes as f64 / documents as f64)
+    };
+    // Rows are searched as an index searches them: mapped.
+    let reopened = |rows: &Rows| -> anyhow::Result<(Rows, f64)> {
+        snapshot::save(dir, rows, &moment)?;
+        let started = Instant::now();
+        let rows = snapshot::open(dir, m, None)?.0;
+        Ok((rows, 1e3 * started.elapsed().as_secs_f64()))
+    };
+    let (mapped, open_ms) = reopened(&plain)?;
     let (exact_ms, exact) = timed(&queries, |query| {
-        Ok(search::exact(std::slice::from_ref(query), &rows, args.k, None).swap_remove(0))
+        Ok(search::exact(std::slice::from_ref(query), &mapped, args.k, None).swap_remove(0))
     })?;
-    let before = resident_megabytes();
+    drop(mapped);
+    let p50 = exact_ms.p50;
+    let recall = |found: &[Vec<Scored>]| -> f64 {
+        let hits: usize = exact
+            .iter()
+            .zip(found)
+            .map(|(exact, found)| exact.iter().filter(|s| found.contains(s)).count())
+            .sum();
+        hits as f64 / exact.iter().map(Vec::len).sum::<usize>().max(1) as f64
+    };
+    let again = |query: &FoldedQuery, rows: &Rows, found: &[Scored]| -> Vec<Scored> {
+        let keys: Vec<i64> = found.iter().map(|s| rows.key(s.row)).collect();
+        search::rescore(query, &plain, &keys, args.k)
+    };
+    tell(Measured {
+        documents,
+        search: "exact, f32".to_owned(),
+        latency_ms: exact_ms,
+        ratio: 1.0,
+        recall: 1.0,
+        build_seconds: 0.0,
+        open_ms,
+        file_bytes_per_document: bytes_of(snapshot::FILE_NAME)?,
+    })?;
+    let mut graphed = None;
+    for &precision in &args.precisions {
+        let started = Instant::now();
+        let mut rough = Rows::in_precision(m, precision);
+        rough.reserve(documents);
+        for row in 0..documents {
+            rough.push(plain.key(row), plain.id(row), &plain.vector(row), &Metadata::new());
+        }
+        let build_seconds = started.elapsed().as_secs_f64();
+        let (rough, open_ms) = reopened(&rough)?;
+        let (latency_ms, found) = timed(&queries, |query| {
+            let k = search::rough_results(args.k);
+            let found = search::exact(std::slice::from_ref(query), &rough, k, None).swap_remove(0);
+            Ok(again(query, &rough, &found))
+        })?;
+        tell(Measured {
+            documents,
+            search: format!("exact, {precision}"),
+            ratio: latency_ms.p50 / p50,
+            latency_ms,
+            recall: recall(&found),
+            build_seconds,
+            open_ms,
+            file_bytes_per_document: bytes_of(snapshot::FILE_NAME)?,
+        })?;
+        graphed.get_or_insert(rough);
+    }
+    if args.no_graph {
+        return Ok(());
+    }
+    let rows = graphed.as_ref().unwrap_or(&plain);
     let measure = match args.form {
         FormArg::Gated => Measure::Gated,
         FormArg::Relu => Measure::Relu(v.into()),
     };
-    let start = Instant::now();
-    let mut graph = Graph::build(&rows, measure)?;
-    let build_seconds = start.elapsed().as_secs_f64();
+    let started = Instant::now();
+    let built = Graph::build(rows, measure.clone())?;
+    let build_seconds = started.elapsed().as_secs_f64();
+    built.save(dir, &moment)?;
+    drop(built);
+    let started = Instant::now();
+    let mut graph = Graph::open(dir, m, measure)?.0;
+    let open_ms = 1e3 * started.elapsed().as_secs_f64();
     if args.expansion > 0 {
         graph.set_expansion(args.expansion);
     }
-    let graph_megabytes = before.zip(resident_megabytes()).map(|(before, after)| after - before);
-    let (graph_ms, found) = timed(&queries, |query| {
-        let candidates = graph.search(query, search::candidates(args.k, documents, documents), None)?;
-        Ok(search::rescore(query, &rows, &candidates, args.k))
+    let k = if rows.precision() == Precision::F32 { args.k } else { search::rough_results(args.k) };
+    let (latency_ms, found) = timed(&queries, |query| {
+        let candidates = graph.search(query, search::candidates(k, documents, documents), None)?;
+        Ok(again(query, rows, &search::rescore(query, rows, &candidates, k)))
     })?;
-    let hits: usize = exact
-        .iter()
-        .zip(&found)
-        .map(|(exact, found)| exact.iter().filter(|s| found.contains(s)).count())
-        .sum();
-    Ok(Measured {
+    tell(Measured {
         documents,
-        exact_ms,
-        graph_ms,
-        recall: hits as f64 / exact.iter().map(Vec::len).sum::<usize>().max(1) as f64,
+        search: format!("graph, {}", rows.precision()),
+        ratio: latency_ms.p50 / p50,
+        latency_ms,
+        recall: recall(&found),
         build_seconds,
-        vector_bytes_per_document: rows.bytes() as f64 / documents as f64,
-        graph_bytes_per_document: graph_megabytes.map(|megabytes| megabytes * 1e6 / documents as f64),
+        open_ms,
+        file_bytes_per_document: bytes_of("graph-")?,
     })
 }
 
