@@ -395,6 +395,42 @@ fn help_names_every_command() {
     }
 }
 
+/// What is measured must be what is said: every search finds the exact scan's documents, and times are times.
+#[test]
+fn benches_tell_what_searching_and_answering_cost() {
+    let dir = tempfile::tempdir().unwrap();
+    let numbers = dir.path().join("numbers.json");
+    let read = || -> Value { serde_json::from_str(&fs::read_to_string(&numbers).unwrap()).unwrap() };
+    for form in ["gated", "relu"] {
+        let shape = ["--documents", "300", "--dimensions", "24", "--queries", "9", "--form", form];
+        let found =
+            run("runtime", &[&["bench", "search", "--json", text(&numbers)], &shape[..]].concat()).done();
+        let lines = read().as_array().unwrap().clone();
+        let searches: Vec<&str> = lines.iter().map(|line| line["search"].as_str().unwrap()).collect();
+        assert_eq!(searches, ["exact, f32", "exact, f16", "exact, int8", "graph, f16"]);
+        for line in &lines {
+            assert!(found.stdout.contains(line["search"].as_str().unwrap()), "{}", found.stdout);
+            assert!(
+                line["recall"].as_f64().unwrap() >= 0.95 && line["latency_ms"]["p50"].as_f64().unwrap() > 0.0,
+                "{line}"
+            );
+        }
+        let bytes = |line: usize| lines[line]["file_bytes_per_document"].as_f64().unwrap();
+        assert!(bytes(2) < bytes(1) && bytes(1) < bytes(0));
+    }
+    let shared = Shared::get();
+    let (bundle, index) = (shared.path("bundle"), shared.path("index"));
+    let query =
+        ["bench", "query", "--bundle", text(&bundle), "--index", text(&index), "--json", text(&numbers)];
+    run("runtime", &[&query[..], &["--seconds", "0.1", "--batch", "3"]].concat()).done();
+    let told = read();
+    for number in ["first_answer_seconds", "p50_ms", "queries_per_second", "queries_per_second_in_batches"] {
+        assert!(told[number].as_f64().unwrap() > 0.0, "{told}");
+    }
+    assert!(told["p99_ms"].as_f64() >= told["p50_ms"].as_f64() && told["documents"] == 12, "{told}");
+    run("runtime", &[&query[..], &["--batch", "0"]].concat()).refused(&["--batch must be at least 1"]);
+}
+
 /// Above 20,000 documents the graph answers, through changes, filters and a damaged file, and says how well.
 #[test]
 fn a_large_index_is_answered_from_the_graph() {

@@ -2,7 +2,6 @@
 
 use crate::{Global, Outcome};
 use anyhow::{Context, bail};
-use models::beir;
 use models::fold::FoldedQuery;
 use runtime::retriever::Retriever;
 use runtime::search::EXACT_LIMIT;
@@ -47,25 +46,10 @@ pub fn run(args: &Args, global: &Global) -> anyhow::Result<Outcome> {
     }
     let retriever = Retriever::open(&args.bundle, &args.index, global.options())?;
     let documents = retriever.stats()?.documents;
-    let texts: Vec<String> = match &args.queries {
-        Some(file) => {
-            let file = if file.is_dir() { file.join("queries.jsonl") } else { file.clone() };
-            beir::read_queries(&file)?.into_iter().map(|query| query.text).collect()
-        }
-        None => {
-            let mut texts = Vec::new();
-            for offset in (0..documents).step_by(documents.div_ceil(args.sample).max(1)) {
-                for document in retriever.documents(offset, 1)? {
-                    texts.push(if document.title.is_empty() { document.text } else { document.title });
-                }
-            }
-            texts
-        }
-    };
-    let step = texts.len().div_ceil(args.sample).max(1);
+    let texts = super::sample::query_texts(&retriever, args.queries.as_deref(), args.sample)?;
     let encoder = retriever.encoder();
     let mut queries: Vec<FoldedQuery> = Vec::new();
-    for text in texts.iter().step_by(step) {
+    for text in &texts {
         queries.push(encoder.fold_query(&encoder.query(text)?));
     }
     let mut out = io::stdout().lock();

@@ -6,5 +6,6 @@ pub mod doctor;
 pub mod index;
 pub mod query;
 pub mod remove;
+mod sample;
 #[cfg(feature = "serve")]
 pub mod serve;

@@ -1,6 +1,7 @@
 //! `runtime bench`: what things cost on this machine.
 
 mod encode;
+mod query;
 mod search;
 
 use crate::{Global, Outcome};
@@ -17,6 +18,7 @@ pub struct Args {
 #[derive(Debug, Subcommand)]
 enum What {
     Encode(encode::Args),
+    Query(query::Args),
     Search(search::Args),
 }
 
@@ -24,6 +26,7 @@ enum What {
 pub fn run(args: &Args, global: &Global) -> anyhow::Result<Outcome> {
     match &args.what {
         What::Encode(args) => encode::run(args, global),
+        What::Query(args) => query::run(args, global),
         What::Search(args) => search::run(args),
     }
 }
