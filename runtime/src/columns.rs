@@ -6,31 +6,54 @@ use fixedbitset::FixedBitSet;
 use serde_json::Value;
 use std::collections::{BTreeMap, HashMap};
 
-/// Columns of metadata over rows numbered from 0.
+/// Columns of metadata over rows numbered from 0. Memory follows what the rows have: values that no row has any more are
+/// forgotten, and a field that few rows have takes room for those.
 #[derive(Debug, Clone, Default)]
 pub struct Columns {
     fields: BTreeMap<String, Column>,
+    /// Rows that were ever set are below.
+    rows: usize,
 }
 
 #[derive(Debug, Clone, Default)]
 struct Column {
-    values: Vec<Value>,
+    /// Each with the number of rows that have it; without any, its place is free.
+    values: Vec<(Value, u32)>,
+    free: Vec<u32>,
     /// Place in `values` by the value as JSON.
     places: HashMap<String, u32>,
-    /// One more than the value's place for each row, 0 where it lacks the field; rows past the end lack it too.
-    rows: Vec<u32>,
+    /// One more than the value's place for each row that has the field.
+    cells: Cells,
+}
+
+/// A number for some rows, none of them 0.
+#[derive(Debug, Clone)]
+enum Cells {
+    /// 0 where there is none; rows past the end have none.
+    Dense {
+        rows: Vec<u32>,
+        count: usize,
+    },
+    Sparse(BTreeMap<usize, u32>),
 }
 
 impl Columns {
     /// Sets a row's metadata; what it had before is forgotten.
     pub fn set(&mut self, row: usize, metadata: &Metadata) {
-        for column in self.fields.values_mut() {
-            if let Some(slot) = column.rows.get_mut(row) {
-                *slot = 0;
-            }
-        }
+        self.clear(row);
+        self.rows = self.rows.max(row + 1);
         for (name, value) in flattened(metadata) {
             self.fields.entry(name).or_default().set(row, value);
+        }
+    }
+
+    /// Forgets a row's metadata.
+    pub fn clear(&mut self, row: usize) {
+        if row < self.rows {
+            self.fields.retain(|_, column| {
+                column.clear(row);
+                column.cells.count() > 0
+            });
         }
     }
 
@@ -59,12 +82,13 @@ impl Columns {
             Filter::Field { field, test } => {
                 let mut found = none();
                 if let Some(column) = self.fields.get(field) {
-                    let passing: Vec<bool> = column.values.iter().map(|value| test.passes(value)).collect();
-                    for (row, &value) in column.rows.iter().enumerate().take(rows) {
-                        if value != 0 && passing[value as usize - 1] {
+                    let passes = |(value, rows): &(Value, u32)| *rows > 0 && test.passes(value);
+                    let passing: Vec<bool> = column.values.iter().map(passes).collect();
+                    column.cells.each(rows, |row, value| {
+                        if passing[value as usize - 1] {
                             found.insert(row);
                         }
-                    }
+                    });
                 }
                 found
             }
@@ -77,13 +101,11 @@ impl Columns {
         let mut facets = BTreeMap::new();
         for (name, column) in &self.fields {
             let mut counts = vec![0usize; column.values.len()];
-            for (row, &value) in column.rows.iter().enumerate() {
-                if value != 0 && live.contains(row) {
-                    counts[value as usize - 1] += 1;
-                }
-            }
+            column.cells.each(self.rows, |row, value| {
+                counts[value as usize - 1] += usize::from(live.contains(row));
+            });
             let mut items: HashMap<String, (Value, usize)> = HashMap::new();
-            for (value, &count) in column.values.iter().zip(&counts).filter(|(_, count)| **count > 0) {
+            for ((value, _), &count) in column.values.iter().zip(&counts).filter(|(_, count)| **count > 0) {
                 let each = match value {
                     Value::Array(values) => values.as_slice(),
                     value => std::slice::from_ref(value),
@@ -133,33 +155,151 @@ impl Columns {
 
     /// The same columns over the rows that `live` holds, numbered anew.
     pub fn compacted(&self, live: &FixedBitSet) -> Self {
+        let mut anew = vec![usize::MAX; self.rows];
+        let mut rows = 0;
+        for old in live.ones().filter(|old| *old < self.rows) {
+            anew[old] = rows;
+            rows += 1;
+        }
         let mut fields = BTreeMap::new();
         for (name, old) in &self.fields {
             let mut column = Column::default();
-            for (row, from) in live.ones().enumerate() {
-                if let Some(place) = old.rows.get(from).and_then(|value| value.checked_sub(1)) {
-                    column.set(row, &old.values[place as usize]);
+            old.cells.each(self.rows, |row, value| {
+                if anew[row] != usize::MAX {
+                    column.set(anew[row], &old.values[value as usize - 1].0);
                 }
-            }
-            if !column.rows.is_empty() {
+            });
+            if column.cells.count() > 0 {
                 fields.insert(name.clone(), column);
             }
         }
-        Self { fields }
+        Self { fields, rows }
     }
 }
 
 impl Column {
     fn set(&mut self, row: usize, value: &Value) {
-        let next = self.values.len() as u32;
-        let place = *self.places.entry(value.to_string()).or_insert(next);
-        if place == next {
-            self.values.push(value.clone());
+        let written = value.to_string();
+        let place = match self.places.get(&written) {
+            Some(place) => *place,
+            None => {
+                let place = self.free.pop().unwrap_or(self.values.len() as u32);
+                match self.values.get_mut(place as usize) {
+                    Some(slot) => *slot = (value.clone(), 0),
+                    None => self.values.push((value.clone(), 0)),
+                }
+                self.places.insert(written, place);
+                place
+            }
+        };
+        // Before the old one is forgotten: it may be the same.
+        self.values[place as usize].1 += 1;
+        let before = self.cells.put(row, place + 1);
+        self.forget(before);
+    }
+
+    fn clear(&mut self, row: usize) {
+        let before = self.cells.take(row);
+        self.forget(before);
+    }
+
+    /// One row less has this value.
+    fn forget(&mut self, before: u32) {
+        let Some(place) = before.checked_sub(1) else { return };
+        let (value, rows) = &mut self.values[place as usize];
+        *rows -= 1;
+        if *rows == 0 {
+            self.places.remove(&value.to_string());
+            *value = Value::Null;
+            self.free.push(place);
         }
-        if self.rows.len() <= row {
-            self.rows.resize(row + 1, 0);
+    }
+}
+
+impl Default for Cells {
+    fn default() -> Self {
+        Self::Sparse(BTreeMap::new())
+    }
+}
+
+impl Cells {
+    /// A number takes about four times as much room in a tree as in a row of all; a field stays what it is in between.
+    const DENSE: usize = 4;
+    const SPARSE: usize = 16;
+
+    fn count(&self) -> usize {
+        match self {
+            Self::Dense { count, .. } => *count,
+            Self::Sparse(cells) => cells.len(),
         }
-        self.rows[row] = place + 1;
+    }
+
+    /// Puts a number there, and returns the one before it.
+    fn put(&mut self, row: usize, number: u32) -> u32 {
+        let places = match self {
+            Self::Dense { rows, .. } => rows.len().max(row + 1),
+            Self::Sparse(cells) => cells.last_key_value().map_or(0, |(last, _)| last + 1).max(row + 1),
+        };
+        let count = self.count() + 1;
+        match self {
+            Self::Dense { .. } if count * Self::SPARSE < places => self.make_sparse(),
+            Self::Sparse(_) if count * Self::DENSE > places => self.make_dense(places),
+            _ => {}
+        }
+        match self {
+            Self::Sparse(cells) => cells.insert(row, number).unwrap_or(0),
+            Self::Dense { rows, count } => {
+                if rows.len() <= row {
+                    rows.resize(row + 1, 0);
+                }
+                let before = std::mem::replace(&mut rows[row], number);
+                *count += usize::from(before == 0);
+                before
+            }
+        }
+    }
+
+    /// Takes the number away that is there; 0 if there is none.
+    fn take(&mut self, row: usize) -> u32 {
+        match self {
+            Self::Sparse(cells) => cells.remove(&row).unwrap_or(0),
+            Self::Dense { rows, count } => {
+                let before = rows.get_mut(row).map_or(0, std::mem::take);
+                *count -= usize::from(before != 0);
+                if *count * Self::SPARSE < rows.len() {
+                    self.make_sparse();
+                }
+                before
+            }
+        }
+    }
+
+    /// Row and number of each row below `end` that has one.
+    fn each(&self, end: usize, mut with: impl FnMut(usize, u32)) {
+        match self {
+            Self::Dense { rows, .. } => {
+                for (row, &number) in rows.iter().enumerate().take(end) {
+                    if number != 0 {
+                        with(row, number);
+                    }
+                }
+            }
+            Self::Sparse(cells) => cells.range(..end).for_each(|(row, number)| with(*row, *number)),
+        }
+    }
+
+    fn make_sparse(&mut self) {
+        let mut cells = BTreeMap::new();
+        self.each(usize::MAX, |row, number| {
+            cells.insert(row, number);
+        });
+        *self = Self::Sparse(cells);
+    }
+
+    fn make_dense(&mut self, places: usize) {
+        let mut rows = vec![0; places];
+        self.each(usize::MAX, |row, number| rows[row] = number);
+        *self = Self::Dense { rows, count: self.count() };
     }
 }
 
@@ -184,7 +324,9 @@ mod tests {
     }
 
     fn metadata() -> impl Strategy<Value = Metadata> {
-        prop::collection::btree_map("[abc]", value(), 0..4).prop_map(|fields| fields.into_iter().collect())
+        // `a.x` is also what a nested object's field is called.
+        prop::collection::btree_map("[abc]|a\\.x|c", value(), 0..4)
+            .prop_map(|fields| fields.into_iter().collect())
     }
 
     fn filter() -> impl Strategy<Value = Filter> {
@@ -224,6 +366,16 @@ mod tests {
                 (0..rows.len()).filter(|&row| filter.passes(&rows[row].1)).collect();
             prop_assert_eq!(columns.select(&filter, rows.len()).ones().collect::<Vec<_>>(), expected);
 
+            for (row, (_, after, _)) in rows.iter().enumerate().filter(|(_, row)| !row.2) {
+                prop_assert_eq!(columns.select(&Filter::everything(), rows.len()).contains(row), true);
+                let had = columns.select(&filter, rows.len()).contains(row);
+                prop_assert_eq!(had, filter.passes(after));
+                columns.clear(row);
+                prop_assert_eq!(
+                    columns.select(&filter, rows.len()).contains(row),
+                    filter.passes(&Metadata::new())
+                );
+            }
             let live: FixedBitSet = (0..rows.len()).filter(|&row| rows[row].2).collect();
             let kept: Vec<&Metadata> = rows.iter().filter(|row| row.2).map(|row| &row.1).collect();
             let expected: Vec<usize> = (0..kept.len()).filter(|&row| filter.passes(kept[row])).collect();
@@ -250,5 +402,53 @@ mod tests {
         assert_eq!(facets["r"], [(json!("b"), 2), (json!("a"), 1)]);
         assert_eq!(facets["t"], [(json!(2), 2), (json!(1), 1)]);
         assert_eq!(columns.facets(&live, 1)["r"].len(), 1);
+    }
+    /// Values and numbers of rows that are kept.
+    fn kept(columns: &Columns) -> (usize, usize) {
+        let cells = |cells: &Cells| match cells {
+            Cells::Dense { rows, .. } => rows.capacity(),
+            Cells::Sparse(cells) => 4 * cells.len(),
+        };
+        let fields = columns.fields.values();
+        fields.fold((0, 0), |(v, c), column| (v + column.values.len(), c + cells(&column.cells)))
+    }
+
+    /// A robot that notes when it last saw a thing changes one document's metadata every minute for years.
+    #[test]
+    fn values_that_no_row_has_are_forgotten() {
+        let mut columns = Columns::default();
+        for time in 0..10_000 {
+            columns.set(time % 3, json!({ "seen": time, "by": "robot" }).as_object().unwrap());
+        }
+        assert_eq!(kept(&columns).0, 4, "three rows have three times and one name");
+        let all: FixedBitSet = (0..3).collect();
+        assert_eq!(columns.facets(&all, 9)["seen"].len(), 3);
+        for row in 0..3 {
+            columns.clear(row);
+        }
+        assert_eq!((columns.fields.len(), kept(&columns)), (0, (0, 0)));
+    }
+
+    /// Documents of many kinds, each kind with fields of its own, must take memory for what they have, and not documents times
+    /// fields.
+    #[test]
+    fn fields_that_few_rows_have_take_little_room() {
+        let (mut columns, rows) = (Columns::default(), 4000);
+        for row in 0..rows {
+            let own = format!("own-{row}");
+            columns.set(row, json!({ own: 1, "all": row % 7 }).as_object().unwrap());
+        }
+        let (_, cells) = kept(&columns);
+        assert!(cells <= 8 * 2 * rows, "{cells} cells for {} numbers", 2 * rows);
+        let found = columns.select(&Filter::parse("own-77").unwrap(), rows);
+        assert_eq!(found.ones().collect::<Vec<_>>(), [77]);
+        // Few are left of many: the room goes with them.
+        for row in 0..rows - 2 {
+            columns.clear(row);
+        }
+        let (_, cells) = kept(&columns);
+        assert!(cells <= 8 * 4, "{cells} cells for 4 numbers");
+        assert_eq!(columns.select(&Filter::parse("all>=0").unwrap(), rows).count_ones(..), 2);
+        assert_eq!(columns.fields.len(), 3);
     }
 }

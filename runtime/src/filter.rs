@@ -76,7 +76,8 @@ impl Filter {
 
     /// Reads one condition as people type it.
     pub fn parse(text: &str) -> Result<Self, FilterError> {
-        let refused = |reason: &str| FilterError { found: format!("`{text}`"), reason: reason.into() };
+        let refused =
+            |reason: &str| FilterError { found: format!("`{}`", short(text)), reason: reason.into() };
         let trimmed = text.trim();
         if trimmed.starts_with('{') {
             let value = serde_json::from_str(trimmed).map_err(|e| refused(&e.to_string()))?;
@@ -122,7 +123,7 @@ impl Filter {
 
     /// Reads MongoDB's form: `$eq $ne $gt $gte $lt $lte $in $nin $exists` on fields, `$and $or $not` around conditions.
     pub fn from_json(value: &Value) -> Result<Self, FilterError> {
-        let refused = |reason: String| FilterError { found: value.to_string(), reason };
+        let refused = |reason: String| FilterError { found: short(&value.to_string()), reason };
         match value {
             Value::Object(conditions) => {
                 let conditions = conditions.iter().map(|(key, value)| Self::entry(key, value));
@@ -156,7 +157,10 @@ impl Filter {
     }
 
     fn entry(key: &str, value: &Value) -> Result<Self, FilterError> {
-        let refused = |reason: String| FilterError { found: format!("{{\"{key}\": {value}}}"), reason };
+        let refused = |reason: String| {
+            let found = short(&format!("{{\"{key}\": {value}}}"));
+            FilterError { found, reason: short(&reason) }
+        };
         let several = || -> Result<Vec<Self>, FilterError> {
             match value {
                 Value::Array(filters) => filters.iter().map(Self::from_json).collect(),
@@ -181,8 +185,8 @@ impl Filter {
     fn tests(field: &str, tests: &Map<String, Value>) -> Result<Self, FilterError> {
         let test = |(operator, value): (&String, &Value)| -> Result<Self, FilterError> {
             let refused = |reason: String| FilterError {
-                found: format!("{{\"{field}\": {{\"{operator}\": {value}}}}}"),
-                reason,
+                found: short(&format!("{{\"{field}\": {{\"{operator}\": {value}}}}}")),
+                reason: short(&reason),
             };
             let list = || match value {
                 Value::Array(values) => Ok(Test::In(values.clone())),
@@ -230,7 +234,9 @@ impl Filter {
             Self::Any(filters) => filters.iter().any(|filter| filter.passes(metadata)),
             Self::Not(filter) => !filter.passes(metadata),
             Self::Field { field, test } => {
-                flattened(metadata).into_iter().any(|(name, value)| name == *field && test.passes(value))
+                let fields = flattened(metadata);
+                let found = fields.iter().rev().find(|(name, _)| name == field);
+                found.is_some_and(|(_, value)| test.passes(value))
             }
         }
     }
@@ -272,7 +278,8 @@ impl Test {
     }
 }
 
-/// Fields with their full names; objects are opened, lists are not.
+/// Fields with their full names; objects are opened, lists are not. Of two of one name (`{"a.b": 1, "a": {"b": 2}}`) the last
+/// one counts.
 pub fn flattened(metadata: &Metadata) -> Vec<(String, &Value)> {
     fn open<'a>(prefix: &str, metadata: &'a Metadata, fields: &mut Vec<(String, &'a Value)>) {
         for (name, value) in metadata {
@@ -286,6 +293,15 @@ pub fn flattened(metadata: &Metadata) -> Vec<(String, &Value)> {
     let mut fields = Vec::new();
     open("", metadata, &mut fields);
     fields
+}
+
+/// As much of what was sent as fits into a sentence.
+fn short(text: &str) -> String {
+    const LONGEST: usize = 100;
+    match text.char_indices().nth(LONGEST) {
+        Some((end, _)) => format!("{} ...", &text[..end]),
+        None => text.to_owned(),
+    }
 }
 
 /// 2 and 2.0 are one number.
@@ -401,6 +417,13 @@ mod tests {
         ];
         for sent in sent {
             assert!(Filter::from_json(&sent).is_err(), "{sent}");
+        }
+        // What was sent is told back, not all of it.
+        let long = "x".repeat(100_000);
+        for sent in
+            [json!({"a": {"$gt": [long]}}), json!({"a": {long.as_str(): 1}}), json!(format!("{long} y"))]
+        {
+            assert!(Filter::from_json(&sent).unwrap_err().to_string().len() < 500);
         }
         let many = json!({"a": {"$in": (0..2000).collect::<Vec<i32>>()}});
         assert!(serde_json::from_value::<Filter>(many).is_err());

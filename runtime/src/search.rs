@@ -101,6 +101,7 @@ impl Rows {
     pub fn remove(&mut self, key: i64) -> bool {
         let Some(row) = self.row(key) else { return false };
         self.live.set(row, false);
+        self.columns.clear(row);
         self.removed += 1;
         true
     }

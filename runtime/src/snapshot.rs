@@ -106,7 +106,10 @@ pub fn save(dir: &Path, rows: &Rows, generation: &Generation) -> Result<(), Snap
         precision,
         fields: columns
             .iter()
-            .map(|(name, values, _)| Field { name: (*name).to_owned(), values: values.to_vec() })
+            .map(|(name, values, _)| Field {
+                name: (*name).to_owned(),
+                values: values.iter().map(|value| (*value).clone()).collect(),
+            })
             .collect(),
     };
     let file = dir.join(FILE_NAME);
