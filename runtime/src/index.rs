@@ -39,6 +39,11 @@ const EXPANSION_SEARCH: usize = 128;
 /// which a quarter lies in no cluster: recall@10 0.87 with 128, 0.94 with 256, 0.99 with 512.
 const EXPANSION_SEARCH_RELU: usize = 256;
 
+/// Most nodes that are looked at for a query.
+pub const WIDEST: usize = 8192;
+
+mod format;
+
 /// A graph that cannot be used or made; the database beside it is not concerned.
 #[derive(Debug, thiserror::Error)]
 pub enum GraphError {
@@ -62,6 +67,14 @@ pub enum GraphError {
     Digest {
         /// The graph.
         file: PathBuf,
+    },
+    /// The file is not a graph as usearch writes them.
+    #[error("{file}: damaged: {reason}")]
+    Format {
+        /// The graph.
+        file: PathBuf,
+        /// What was seen.
+        reason: String,
     },
     /// usearch works with UTF-8 paths only.
     #[error("{dir}: is not UTF-8, which the graph's file name has to be; rename the directory")]
@@ -178,10 +191,30 @@ impl Graph {
         graph.ready()
     }
 
+    /// Links more rows, keys and vectors, on the cores of the caller's pool, which are at most rayon's. A graph that grows like
+    /// this is searched when it is [`Graph::ready`].
+    pub fn extend(&mut self, rows: &[(i64, Vec<f32>)]) -> Result<(), GraphError> {
+        self.reserve(rows.len(), "be built")?;
+        rows.par_iter()
+            .try_for_each(|(key, vector)| self.index.add(key.cast_unsigned(), vector))
+            .map_err(refused("be built"))
+    }
+
     /// Loads a saved graph, byte for byte as saved, and tells which generation it covers.
     pub fn open(dir: &Path, dimensions: usize, measure: Measure) -> Result<(Self, Generation), GraphError> {
+        let sidecar = || Ok(files::read_json(&dir.join(SIDECAR_NAME))?);
+        following(sidecar, |sidecar: &Sidecar| {
+            Self::open_named(dir, sidecar.clone(), dimensions, measure.clone())
+        })
+    }
+
+    fn open_named(
+        dir: &Path,
+        sidecar: Sidecar,
+        dimensions: usize,
+        measure: Measure,
+    ) -> Result<(Self, Generation), GraphError> {
         let sidecar_file = dir.join(SIDECAR_NAME);
-        let sidecar: Sidecar = files::read_json(&sidecar_file)?;
         let file = dir.join(file_name(&sidecar.sha256));
         if sidecar.format_version != FORMAT_VERSION {
             let (found, expected) = (sidecar.format_version, FORMAT_VERSION);
@@ -192,17 +225,15 @@ impl Graph {
         }
         let mut graph = Self::empty(dimensions, measure)?;
         graph.recall = sidecar.recall;
+        // Its own loader trusts what it reads.
+        format::check(&file, dimensions, graph.index.scalar_kind())?;
         graph.index.load(utf8(&file)?).map_err(refused("be loaded"))?;
-        if graph.index.dimensions() != dimensions {
-            let (found, expected) = (graph.index.dimensions() as u64, format!("has {dimensions}"));
-            return Err(GraphError::Stale { file: sidecar_file, what: "dimensions", found, expected });
-        }
         graph
             .index
             .reserve_capacity_and_threads(graph.index.size(), graph.permits.total)
             .map_err(refused("be loaded"))?;
         let expansion = sidecar.expansion.unwrap_or_else(|| graph.measure.expansion_search());
-        graph.index.change_expansion_search(expansion);
+        graph.index.change_expansion_search(expansion.clamp(1, WIDEST));
         graph.index.change_expansion_add(EXPANSION_ADD);
         let generation = Generation { number: sidecar.generation, digest: sidecar.digest };
         Ok((graph.ready()?, generation))
@@ -250,7 +281,7 @@ impl Graph {
     /// error the graph must be dropped: it may lack some of them.
     pub fn update(&mut self, rows: &Rows, changes: &Changes) -> Result<(), GraphError> {
         for key in &changes.removed {
-            self.index.remove(key.cast_unsigned()).map_err(refused("forget documents"))?;
+            self.forget(*key)?;
         }
         if changes.put.is_empty() {
             return Ok(());
@@ -262,16 +293,28 @@ impl Graph {
         linked
     }
 
-    fn link(&self, rows: &Rows, keys: &[i64]) -> Result<(), GraphError> {
-        let refused = refused("take new documents");
-        if self.index.size() + keys.len() > self.index.capacity() {
-            let capacity = (self.index.size() + keys.len()).max(self.index.capacity() / 4 * 5);
-            self.index.reserve_capacity_and_threads(capacity, self.permits.total).map_err(&refused)?;
+    /// Finds a document no more; at once, unlike linking one.
+    pub fn forget(&mut self, key: i64) -> Result<(), GraphError> {
+        self.index.remove(key.cast_unsigned()).map(drop).map_err(refused("forget documents"))
+    }
+
+    /// Makes room for so many more.
+    fn reserve(&self, more: usize, what: &'static str) -> Result<(), GraphError> {
+        let needed = self.index.size() + more;
+        if needed <= self.index.capacity() {
+            return Ok(());
         }
+        let capacity = needed.max(self.index.capacity() / 4 * 5);
+        self.index.reserve_capacity_and_threads(capacity, self.permits.total).map_err(refused(what))
+    }
+
+    fn link(&self, rows: &Rows, keys: &[i64]) -> Result<(), GraphError> {
+        const WHAT: &str = "take new documents";
+        self.reserve(keys.len(), WHAT)?;
         for row in keys.iter().filter_map(|key| rows.row(*key)) {
             let key = rows.key(row).cast_unsigned();
-            self.index.remove(key).map_err(&refused)?;
-            self.index.add(key, &rows.vector(row)).map_err(&refused)?;
+            self.index.remove(key).map_err(refused(WHAT))?;
+            self.index.add(key, &rows.vector(row)).map_err(refused(WHAT))?;
         }
         Ok(())
     }
@@ -323,7 +366,8 @@ impl Graph {
         self.len() == 0
     }
 
-    fn empty(dimensions: usize, measure: Measure) -> Result<Self, GraphError> {
+    /// A graph of nothing, to be extended.
+    pub fn empty(dimensions: usize, measure: Measure) -> Result<Self, GraphError> {
         let options = IndexOptions {
             dimensions,
             metric: MetricKind::L2sq,
@@ -337,7 +381,8 @@ impl Graph {
         Ok(Self { index, measure, permits: Permits::new(rayon::current_num_threads().max(1)), recall: None })
     }
 
-    fn ready(mut self) -> Result<Self, GraphError> {
+    /// Ends the linking of a new graph: from here on it can be searched.
+    pub fn ready(mut self) -> Result<Self, GraphError> {
         self.install_measure()?;
         Ok(self)
     }
@@ -367,6 +412,27 @@ impl std::fmt::Debug for Graph {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Graph").field("vectors", &self.len()).finish_non_exhaustive()
     }
+}
+
+/// Opens what the description names. A writer may put another graph in its place in between, and takes the old one away: then
+/// the new description is followed.
+fn following<D: PartialEq, T>(
+    mut describe: impl FnMut() -> Result<D, GraphError>,
+    mut open: impl FnMut(&D) -> Result<T, GraphError>,
+) -> Result<T, GraphError> {
+    let mut description = describe()?;
+    for _ in 0..3 {
+        let opened = open(&description);
+        if opened.is_ok() {
+            return opened;
+        }
+        let now = describe()?;
+        if now == description {
+            return opened;
+        }
+        description = now;
+    }
+    open(&description)
 }
 
 fn file_name(sha256: &str) -> String {

@@ -129,7 +129,7 @@ fn only_the_saved_graph_is_loaded() {
             assert_eq!(loaded.search(query, 20, None).unwrap(), built.search(query, 20, None).unwrap());
         }
         let message = Graph::open(dir.path(), M + 1, measure.clone()).unwrap_err().to_string();
-        assert!(message.contains("dimensions 32, documents.sqlite has 33"), "{message}");
+        assert!(message.contains("of 32 numbers, documents.sqlite has 33"), "{message}");
 
         // Another one takes its place.
         let later = Generation { number: 8, digest: "eight".into() };
@@ -173,5 +173,81 @@ fn a_filtered_search_finds_the_best_of_what_passes() {
             eprintln!("{form:?}: recall@10 {recall:.3} where one in {share} passes");
             assert!(recall >= 0.95, "{form:?}: recall@10 {recall} where one in {share} passes");
         }
+    }
+}
+
+/// A graph that is replaced between reading which one it is and reading it must not make a reader build one of its own.
+#[test]
+fn a_graph_that_is_replaced_meanwhile_is_followed() {
+    let missing = |name: &u32| GraphError::Path { dir: name.to_string().into() };
+    let named = |names: &[u32]| {
+        let mut names = names.to_vec();
+        names.reverse();
+        move || Ok(if names.len() > 1 { names.remove(names.len() - 1) } else { names[0] })
+    };
+    // 1 is named, and gone when it is looked for: 2 has taken its place.
+    let opened = following(named(&[1, 2]), |name| if *name == 2 { Ok(*name) } else { Err(missing(name)) });
+    assert_eq!(opened.unwrap(), 2);
+    // What is broken and stays so is told at once.
+    let mut tries = 0;
+    let refused = following(named(&[1]), |name| -> Result<(), _> {
+        tries += 1;
+        Err(missing(name))
+    });
+    assert!(refused.is_err() && tries == 1);
+}
+
+/// usearch reads what a file says without asking whether it can be: wherever a number is wrong, the file has to be refused before.
+#[test]
+fn a_file_that_is_no_graph_is_refused_before_usearch_reads_it() {
+    for form in [Form::Gated, Form::Relu] {
+        let (measure, rows, queries) = setup(form, 200, 8);
+        let dir = tempfile::tempdir().unwrap();
+        let built = Graph::build(&rows, measure.clone()).unwrap();
+        built.save(dir.path(), &Generation::default()).unwrap();
+        let names = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().path());
+        let file = names.into_iter().find(|path| path.extension().is_some_and(|e| e == "usearch")).unwrap();
+        let whole = fs::read(&file).unwrap();
+        // The description goes along: what is asked here is not whether damage is noticed.
+        let open = |bytes: &[u8]| {
+            let sha256 = files::sha256(bytes).iter().map(|b| format!("{b:02x}")).collect::<String>();
+            fs::write(dir.path().join(file_name(&sha256)), bytes).unwrap();
+            let sidecar = Sidecar {
+                format_version: FORMAT_VERSION,
+                generation: 0,
+                digest: String::new(),
+                sha256: sha256.clone(),
+                expansion: None,
+                recall: None,
+            };
+            files::write_json(&dir.path().join(SIDECAR_NAME), &sidecar).unwrap();
+            let opened = Graph::open(dir.path(), M, measure.clone());
+            fs::remove_file(dir.path().join(file_name(&sha256))).unwrap();
+            opened
+        };
+        assert_eq!(open(&whole).unwrap().0.len(), rows.len());
+        let (mut refused, mut random) = (0, Random::new(9));
+        for _ in 0..400 {
+            let mut bytes = whole.clone();
+            match random.next() % 3 {
+                0 => bytes.truncate(random.next() as usize % whole.len()),
+                _ => {
+                    let place = random.next() as usize % whole.len();
+                    let many = (random.next() % 8) as usize + 1;
+                    let end = (place + many).min(bytes.len());
+                    bytes[place..end].fill([0x00, 0xff, 0x7f, 0x80][random.next() as usize % 4]);
+                }
+            }
+            match open(&bytes) {
+                // A vector or a key of another value: nothing that a search could stumble over.
+                Ok((graph, _)) => drop(graph.search(&queries[0], 20, None).unwrap()),
+                Err(error) => {
+                    let message = error.to_string();
+                    assert!(message.contains("damaged"), "{message}");
+                    refused += 1;
+                }
+            }
+        }
+        assert!(refused > 100, "{refused}");
     }
 }
