@@ -10,6 +10,7 @@
 //!
 //! Every batch makes a generation: a number, and a digest over all changes so far. Documents know the generation that
 //! put them there, removed ones leave their key, so whoever has the rows of one generation reads only what came after.
+//! Of the last [`KEPT_GENERATIONS`] that is: what is older is forgotten, or an index would grow with every change for ever.
 
 pub use self::error::StoreError;
 use self::error::sql;
@@ -18,6 +19,7 @@ use crate::search::Rows;
 use crate::vectors::Precision;
 use models::files;
 use models::student::Form;
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Params, Row, params};
 use std::collections::HashMap;
 use std::fs::{File, TryLockError};
@@ -25,6 +27,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 mod error;
+mod place;
+
+pub use self::place::Identity;
+use self::place::Stamp;
 
 /// Version of the tables that this program reads and writes.
 pub const FORMAT_VERSION: u32 = 2;
@@ -32,6 +38,8 @@ pub const FORMAT_VERSION: u32 = 2;
 pub const FILE_NAME: &str = "documents.sqlite";
 /// Name of the file that the writer locks.
 const LOCK_FILE: &str = "writer.lock";
+/// Generations whose changes an index remembers. Whoever is further behind reads all of it anew.
+pub const KEPT_GENERATIONS: u64 = 10_000;
 /// How long a reader waits for a moment when the writer holds the file.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -118,12 +126,16 @@ pub struct Store {
     file: PathBuf,
     connection: Connection,
     inner_dimensions: usize,
+    identity: Identity,
+    /// How the files were when they were opened as something that nobody writes.
+    immutable: Option<Stamp>,
 }
 
 /// An index's database, opened by its one writer.
 #[derive(Debug)]
 pub struct Writer {
     store: Store,
+    kept: u64,
     _lock: File,
 }
 
@@ -131,29 +143,66 @@ impl Store {
     /// Opens an index that must have been made with this very bundle.
     pub fn open(dir: &Path, key: &IndexKey) -> Result<Self, StoreError> {
         let file = existing(dir)?;
+        let before = Identity::of(&file)?;
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let opened = Connection::open_with_flags(&file, flags)
             .map_err(sql(&file))
             .and_then(|c| Self::check(&file, c, key));
         match opened {
-            // A log cannot be opened on a file system that cannot be written; nobody can be writing there either. With
-            // something in the log, this would read without it.
+            // A log cannot be opened where nothing can be written. With something in the log, this would read without it.
             Err(StoreError::Sqlite { message, .. })
                 if (message.contains("unable to open") || message.contains("readonly"))
-                    && !has_log(&file) =>
+                    && !place::has_log(&file)
+                    && place::is_read_only(dir) =>
             {
-                let uri = format!("file:{}?immutable=1", percent_encoded(&file));
-                let flags = flags | OpenFlags::SQLITE_OPEN_URI;
-                let connection = Connection::open_with_flags(uri, flags).map_err(sql(&file))?;
-                Self::check(&file, connection, key)
+                Self::open_immutable(&file, key)
             }
+            // Another index was put there meanwhile; which of the two files is open nobody knows.
+            Ok(store) if store.identity != before => Self::open(dir, key),
             opened => opened,
         }
     }
 
+    /// Opens it as something that nobody writes: without log and locks. Whether somebody with other rights, or another machine,
+    /// has written after all is for [`Store::follow`] to find.
+    fn open_immutable(file: &Path, key: &IndexKey) -> Result<Self, StoreError> {
+        let stamp = Stamp::of(file);
+        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let uri = format!("file:{}?immutable=1", place::percent_encoded(file));
+        let connection =
+            Connection::open_with_flags(uri, flags | OpenFlags::SQLITE_OPEN_URI).map_err(sql(file))?;
+        Ok(Self { immutable: Some(stamp), ..Self::check(file, connection, key)? })
+    }
+
+    /// Opens the files anew if they were taken for something that nobody writes and have changed since. While that is not
+    /// possible, it stays at what it has.
+    pub fn follow(&mut self, key: &IndexKey) {
+        let changed = self.immutable.as_ref().is_some_and(|stamp| *stamp != Stamp::of(&self.file));
+        if changed
+            && self.is_in_place()
+            && let Some(dir) = self.file.parent()
+            && let Ok(anew) = Self::open(dir, key)
+        {
+            *self = anew;
+        }
+    }
+
+    /// Which file this is, whatever its path means by now.
+    pub fn identity(&self) -> Identity {
+        self.identity
+    }
+
+    /// Whether the path still leads to the file that is open: another index may have been put in its place.
+    pub fn is_in_place(&self) -> bool {
+        Identity::of(&self.file).is_ok_and(|found| found == self.identity)
+    }
+
     fn check(file: &Path, connection: Connection, key: &IndexKey) -> Result<Self, StoreError> {
         connection.busy_timeout(BUSY_TIMEOUT).map_err(sql(file))?;
-        let store = Self { file: file.to_owned(), connection, inner_dimensions: key.inner_dimensions };
+        let identity = Identity::of(file)?;
+        let (file, inner_dimensions) = (file.to_owned(), key.inner_dimensions);
+        let store = Self { file, connection, inner_dimensions, identity, immutable: None };
+        store.holds_only_tables()?;
         let found = store.meta("format_version")?;
         if found != FORMAT_VERSION.to_string() {
             return Err(StoreError::Version { file: store.file, found, expected: FORMAT_VERSION });
@@ -167,6 +216,23 @@ impl Store {
             }
         }
         Ok(store)
+    }
+
+    /// A file from elsewhere may hold views and triggers: programs, which would run in this one.
+    fn holds_only_tables(&self) -> Result<(), StoreError> {
+        let foreign: Option<String> = self
+            .connection
+            .set_db_config(DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA, false)
+            .and_then(|_| {
+                let foreign = "SELECT name FROM sqlite_schema WHERE type NOT IN ('table', 'index')
+                                   OR sql LIKE 'CREATE VIRTUAL%' LIMIT 1";
+                self.connection.query_row(foreign, [], |row| row.get(0)).optional()
+            })
+            .map_err(sql(&self.file))?;
+        match foreign {
+            Some(name) => Err(self.damaged(format!("it holds `{name}`, which is no table"))),
+            None => Ok(()),
+        }
     }
 
     /// The database.
@@ -193,6 +259,13 @@ impl Store {
             .ok_or_else(|| self.damaged("it has no generation".into()))
     }
 
+    /// Number of the generation that comes next, and the digest that it continues.
+    fn next_generation(&self) -> Result<(i64, String), StoreError> {
+        let Generation { number, digest } = self.generation()?;
+        let next = i64::try_from(number).ok().and_then(|number| number.checked_add(1));
+        Ok((next.ok_or_else(|| self.damaged("it has no next generation".into()))?, digest))
+    }
+
     /// Whether this index has been at that moment.
     pub fn has_been_at(&self, generation: &Generation) -> Result<bool, StoreError> {
         let digest: Option<String> = self
@@ -205,6 +278,25 @@ impl Store {
             .optional()
             .map_err(sql(&self.file))?;
         Ok(digest.as_ref() == Some(&generation.digest))
+    }
+
+    /// The earliest generation after which all changes are still known.
+    pub fn oldest_generation(&self) -> Result<u64, StoreError> {
+        let oldest: Option<i64> = self
+            .connection
+            .prepare_cached("SELECT min(number) FROM generations")
+            .and_then(|mut statement| statement.query_row([], |row| row.get(0)))
+            .map_err(sql(&self.file))?;
+        oldest.map(i64::cast_unsigned).ok_or_else(|| self.damaged("it has no generation".into()))
+    }
+
+    /// Refuses a generation whose later changes are not all known any more. Of the empty index, all are.
+    fn remembers(&self, since: u64) -> Result<(), StoreError> {
+        let oldest = self.oldest_generation()?;
+        if since != 0 && since < oldest {
+            return Err(StoreError::Forgotten { file: self.file.clone(), since, oldest });
+        }
+        Ok(())
     }
 
     /// Number of documents.
@@ -224,15 +316,26 @@ impl Store {
     /// The same, to be kept in memory in this precision.
     pub fn load_in(&self, precision: Precision) -> Result<(Rows, Generation), StoreError> {
         let mut rows = Rows::in_precision(self.inner_dimensions, precision);
-        rows.reserve(self.count()?);
+        rows.reserve(self.at_most()?);
         let generation = self.update(&mut rows, 0)?.1;
         Ok((rows, generation))
     }
 
-    /// Brings rows of an earlier generation up to date.
+    /// More documents than there are at most: neither more than keys, nor than fit into the files.
+    fn at_most(&self) -> Result<usize, StoreError> {
+        let keys: i64 = self
+            .connection
+            .query_row("SELECT coalesce(max(key), 0) FROM documents", [], |row| row.get(0))
+            .map_err(sql(&self.file))?;
+        let fit = place::bytes(&self.file) / (self.inner_dimensions * size_of::<f32>()).max(1) as u64;
+        Ok(usize::try_from(fit.min(keys.max(0).cast_unsigned())).unwrap_or(usize::MAX))
+    }
+
+    /// Brings rows of an earlier generation up to date; [`StoreError::Forgotten`] asks for [`Store::load`] instead.
     pub fn update(&self, rows: &mut Rows, since: u64) -> Result<(Changes, Generation), StoreError> {
         // One transaction: changes and generation belong together even while somebody writes.
         let transaction = self.connection.unchecked_transaction().map_err(sql(&self.file))?;
+        self.remembers(since)?;
         let changes = Changes { removed: self.removed_since(since)?, ..Changes::default() };
         for key in &changes.removed {
             rows.remove(*key);
@@ -243,8 +346,9 @@ impl Store {
         Ok((changes, generation))
     }
 
-    /// Keys that changed after a generation.
+    /// Keys that changed after a generation; one that is too long ago is [`StoreError::Forgotten`].
     pub fn changes_since(&self, since: u64) -> Result<Changes, StoreError> {
+        self.remembers(since)?;
         let put = "SELECT key FROM documents WHERE generation > ?1 ORDER BY key";
         Ok(Changes { put: self.keys(put, since)?, removed: self.removed_since(since)? })
     }
@@ -280,6 +384,10 @@ impl Store {
             };
             let (key, id, expected, metadata, blob) = read().map_err(sql(&self.file))?;
             self.decode(id, expected, metadata, blob, &mut vector)?;
+            // A damaged tree may lead to the same rows again and again.
+            if keys.last().is_some_and(|last| *last >= key) {
+                return Err(self.damaged("its documents are not in order".into()));
+            }
             rows.push(key, id, &vector, &self.metadata(id, metadata)?);
             keys.push(key);
         }
@@ -401,7 +509,7 @@ impl Writer {
                 .execute("INSERT INTO meta (name, value) VALUES (?1, ?2)", params![name, value])
                 .map_err(sql(&file))?;
         }
-        Ok(Self { store: Store::check(&file, connection, key)?, _lock: lock })
+        Ok(Self { store: Store::check(&file, connection, key)?, kept: KEPT_GENERATIONS, _lock: lock })
     }
 
     /// Opens an existing index for writing; a second writer is refused.
@@ -411,7 +519,12 @@ impl Writer {
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let connection = Connection::open_with_flags(&file, flags).map_err(sql(&file))?;
         connection.execute_batch("PRAGMA synchronous = FULL").map_err(sql(&file))?;
-        Ok(Self { store: Store::check(&file, connection, key)?, _lock: lock })
+        Ok(Self { store: Store::check(&file, connection, key)?, kept: KEPT_GENERATIONS, _lock: lock })
+    }
+
+    /// Remembers the changes of this many generations from now on, instead of [`KEPT_GENERATIONS`].
+    pub fn keep_generations(&mut self, kept: u64) {
+        self.kept = kept;
     }
 
     /// Reading through the writer's connection.
@@ -450,12 +563,11 @@ impl Writer {
     /// Stores a batch, all of it or nothing, and returns the documents' keys; when it returns, the batch survives a
     /// power cut. A document whose id is there replaces the old one and keeps its key.
     pub fn put(&mut self, records: &[Record<'_>]) -> Result<Vec<i64>, StoreError> {
-        let next = self.store.generation()?;
-        let number = next.number.cast_signed() + 1;
-        let Store { file, connection, inner_dimensions } = &mut self.store;
+        let (number, digest_before) = self.store.next_generation()?;
+        let Store { file, connection, inner_dimensions, .. } = &mut self.store;
         let transaction = connection.transaction().map_err(sql(file))?;
         let mut keys = Vec::with_capacity(records.len());
-        let mut changes = vec![next.digest];
+        let mut changes = vec![digest_before];
         {
             let mut insert = transaction
                 .prepare_cached(
@@ -490,19 +602,18 @@ impl Writer {
                 changes.extend(["put".to_owned(), digest]);
             }
         }
-        commit_generation(transaction, number, &changes).map_err(sql(file))?;
+        commit_generation(transaction, number, &changes, self.kept).map_err(sql(file))?;
         Ok(keys)
     }
 
     /// Removes documents, all of them or none, and returns the keys of those that were there; when it returns, they stay
     /// removed after a power cut.
     pub fn remove<S: AsRef<str>>(&mut self, ids: &[S]) -> Result<Vec<i64>, StoreError> {
-        let next = self.store.generation()?;
-        let number = next.number.cast_signed() + 1;
+        let (number, digest_before) = self.store.next_generation()?;
         let Store { file, connection, .. } = &mut self.store;
         let transaction = connection.transaction().map_err(sql(file))?;
         let mut keys = Vec::new();
-        let mut changes = vec![next.digest];
+        let mut changes = vec![digest_before];
         {
             let mut delete = transaction
                 .prepare_cached("DELETE FROM documents WHERE id = ?1 RETURNING key")
@@ -521,7 +632,7 @@ impl Writer {
             }
         }
         if !keys.is_empty() {
-            commit_generation(transaction, number, &changes).map_err(sql(file))?;
+            commit_generation(transaction, number, &changes, self.kept).map_err(sql(file))?;
         }
         Ok(keys)
     }
@@ -609,11 +720,25 @@ fn commit_generation(
     transaction: rusqlite::Transaction<'_>,
     number: i64,
     changes: &[String],
+    kept: u64,
 ) -> rusqlite::Result<()> {
     let digest = files::sha256_parts(changes.iter().map(String::as_bytes));
     transaction
         .execute("INSERT INTO generations (number, digest) VALUES (?1, ?2)", params![number, digest])?;
+    forget_old_generations(&transaction, number, kept)?;
     transaction.commit()
+}
+
+/// Whoever is at the oldest generation that stays has seen the removals until then, so those go with the ones before it.
+fn forget_old_generations(
+    transaction: &rusqlite::Transaction<'_>,
+    number: i64,
+    kept: u64,
+) -> rusqlite::Result<()> {
+    let oldest = number.saturating_sub_unsigned(kept);
+    transaction.prepare_cached("DELETE FROM generations WHERE number < ?1")?.execute([oldest])?;
+    transaction.prepare_cached("DELETE FROM removed WHERE generation <= ?1")?.execute([oldest])?;
+    Ok(())
 }
 
 /// SHA-256 over id, title, text and metadata.
@@ -639,23 +764,6 @@ fn checksum(id: &str, metadata: &str, vector: &[u8]) -> i64 {
 fn mix(state: u64) -> u64 {
     let state = state.wrapping_mul(0x9e37_79b9_7f4a_7c15);
     state ^ (state >> 29)
-}
-
-/// Whether changes wait in the write-ahead log.
-fn has_log(file: &Path) -> bool {
-    let mut log = file.as_os_str().to_owned();
-    log.push("-wal");
-    std::fs::metadata(log).is_ok_and(|log| log.len() > 0)
-}
-
-/// A path inside an SQLite URI.
-fn percent_encoded(path: &Path) -> String {
-    let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"/-._~".contains(byte);
-    path.as_os_str()
-        .as_encoded_bytes()
-        .iter()
-        .map(|byte| if plain(byte) { char::from(*byte).to_string() } else { format!("%{byte:02X}") })
-        .collect()
 }
 
 #[cfg(test)]

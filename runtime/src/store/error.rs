@@ -62,6 +62,18 @@ pub enum StoreError {
         /// The database.
         file: PathBuf,
     },
+    /// A reader asks for changes that are not remembered any more.
+    #[error(
+        "{file}: what changed after generation {since} is no longer known, only what changed after {oldest}; read or copy the whole index instead"
+    )]
+    Forgotten {
+        /// The database.
+        file: PathBuf,
+        /// The generation that was asked for.
+        since: u64,
+        /// The earliest one that can be.
+        oldest: u64,
+    },
     /// A vector that does not belong into this index.
     #[error(
         "document `{id}`: its vector has {found} numbers (finite: {finite}), the index holds {expected} finite ones each"

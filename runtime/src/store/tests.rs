@@ -105,13 +105,97 @@ fn one_writer_many_readers() {
 #[test]
 fn an_index_opens_where_nothing_can_be_written() {
     let dir = index(&[document("a", "x")]);
-    let file = dir.path().join(FILE_NAME);
-    let uri = format!("file:{}?immutable=1", percent_encoded(&file));
-    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI;
-    let connection = Connection::open_with_flags(uri, flags).unwrap();
-    let store = Store::check(&file, connection, &key()).unwrap();
+    let store = Store::open_immutable(&dir.path().join(FILE_NAME), &key()).unwrap();
     assert_eq!(store.load().unwrap().0.len(), 1);
-    assert_eq!(percent_encoded(Path::new("/a b/ä?")), "/a%20b/%C3%A4%3F");
+    assert_eq!(place::percent_encoded(Path::new("/a b/ä?")), "/a%20b/%C3%A4%3F");
+}
+
+/// Read-only for a server need not be read-only for whoever brings new documents: what they bring must be found, while they
+/// still write and afterwards.
+#[test]
+fn what_others_write_is_found_where_we_cannot_write() {
+    let dir = index(&[document("a", "x")]);
+    let open = || Store::open_immutable(&dir.path().join(FILE_NAME), &key()).unwrap();
+    let (mut early, mut late) = (open(), open());
+    let mut writer = Writer::open(dir.path(), &key()).unwrap();
+    put(&mut writer, &[document("b", "y")]);
+    assert_eq!((early.count().unwrap(), late.count().unwrap()), (1, 1), "they read without the log");
+    early.follow(&key());
+    assert_eq!(early.count().unwrap(), 2);
+    drop(early);
+    writer.close().unwrap();
+    assert!(!place::has_log(late.file()), "the last one took the log away");
+    late.follow(&key());
+    assert_eq!(late.count().unwrap(), 2);
+    assert!(!place::is_read_only(dir.path()));
+    assert_eq!(
+        fs::read_dir(dir.path())
+            .unwrap()
+            .filter(|e| e.as_ref().unwrap().file_name().to_string_lossy().starts_with(".writable"))
+            .count(),
+        0
+    );
+}
+
+/// An index that remembered every change would grow for ever; a reader that missed what is forgotten must be told so, or it
+/// would answer with documents that are gone.
+#[test]
+fn old_generations_are_forgotten_and_late_readers_told() {
+    let dir = index(&[document("a", "x"), document("b", "yy"), document("c", "zzz")]);
+    let reader = Store::open(dir.path(), &key()).unwrap();
+    let (mut rows, seen) = reader.load().unwrap();
+    let mut writer = Writer::open(dir.path(), &key()).unwrap();
+    writer.keep_generations(3);
+    writer.remove(&["b"]).unwrap();
+    for step in 0..3usize {
+        put(&mut writer, &[document("a", &"x".repeat(step))]);
+        let late = reader.update(&mut rows.clone(), seen.number).map(|(changes, _)| changes.removed.len());
+        match step {
+            // At generation 5 the changes after generation 2 are known, the removal of b is not among them.
+            0 | 1 => assert_eq!(late.unwrap(), 1, "{step}"),
+            _ => {
+                let message = late.unwrap_err().to_string();
+                assert!(
+                    message.contains("after generation 1 is no longer known, only what changed after 2"),
+                    "{message}"
+                );
+            }
+        }
+    }
+    assert_eq!((reader.oldest_generation().unwrap(), reader.generation().unwrap().number), (2, 5));
+    assert!(matches!(reader.changes_since(1), Err(StoreError::Forgotten { .. })));
+    assert!(!reader.has_been_at(&seen).unwrap());
+    // From the oldest one on, a reader still gets there; from nothing, everybody does.
+    assert_eq!(reader.changes_since(2).unwrap(), Changes { put: vec![1], removed: vec![] });
+    rows.remove(2);
+    assert_eq!(reader.update(&mut rows, 2).unwrap().1.number, 5);
+    let (anew, _) = reader.load().unwrap();
+    assert_eq!((rows.len(), rows.vector(0)), (anew.len(), anew.vector(0)));
+    assert_eq!(reader.changes_since(0).unwrap().put, [1, 3]);
+    let kept = |table: &str| -> i64 {
+        let count = format!("SELECT count(*) FROM {table}");
+        reader.connection.query_row(&count, [], |row| row.get(0)).unwrap()
+    };
+    assert_eq!((kept("generations"), kept("removed")), (4, 0));
+}
+
+/// Another index in the place of this one: whoever has this one open must know.
+#[test]
+fn an_index_that_was_replaced_knows_it() {
+    let parent = tempfile::tempdir().unwrap();
+    let (here, there) = (parent.path().join("here"), parent.path().join("there"));
+    for dir in [&here, &there] {
+        fs::create_dir(dir).unwrap();
+        Writer::create(dir, &key()).unwrap().close().unwrap();
+    }
+    let store = Store::open(&here, &key()).unwrap();
+    assert!(store.is_in_place());
+    fs::rename(&here, parent.path().join("old")).unwrap();
+    assert!(!store.is_in_place());
+    fs::rename(&there, &here).unwrap();
+    assert!(!store.is_in_place());
+    assert_ne!(Store::open(&here, &key()).unwrap().identity(), store.identity());
+    assert_eq!(store.count().unwrap(), 0);
 }
 
 /// The bytes with one bit changed in this pattern (everywhere: pages that were split keep old copies in unused space).
@@ -260,4 +344,26 @@ fn following_the_changes_is_loading_anew() {
     assert!(!since.put.is_empty() || !since.removed.is_empty());
     writer.compact().unwrap();
     assert_eq!(reader.load().unwrap().1, seen);
+}
+
+/// A file that was made to be opened here must be refused before what it brought is run: this view would never end.
+#[test]
+fn programs_inside_a_database_are_refused() {
+    let dir = index(&[document("a", "x")]);
+    let connection = Connection::open(dir.path().join(FILE_NAME)).unwrap();
+    connection
+        .execute_batch(
+            "ALTER TABLE documents RENAME TO old;
+             CREATE VIEW documents AS WITH RECURSIVE n(key) AS (SELECT 1 UNION ALL SELECT key + 1 FROM n)
+                 SELECT key, 'a' AS id, 0 AS checksum, '{}' AS metadata, x'' AS vector, 1 AS generation FROM n;",
+        )
+        .unwrap();
+    let message = Store::open(dir.path(), &key()).err().unwrap().to_string();
+    assert!(message.contains("damaged: it holds `documents`, which is no table"), "{message}");
+    connection
+        .execute_batch("DROP VIEW documents; ALTER TABLE old RENAME TO documents; UPDATE generations SET number = 9223372036854775807 WHERE number = 1;")
+        .unwrap();
+    drop(connection);
+    let mut writer = Writer::open(dir.path(), &key()).unwrap();
+    assert!(writer.remove(&["a"]).unwrap_err().to_string().contains("no next generation"));
 }
