@@ -11,6 +11,8 @@ pub mod model;
 pub mod onnx;
 #[path = "support/program.rs"]
 pub mod program;
+#[path = "support/server.rs"]
+pub mod server;
 
 use std::path::PathBuf;
 

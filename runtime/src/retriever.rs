@@ -11,7 +11,7 @@ use crate::search::{self, EXACT_LIMIT, Rows, Scored};
 use crate::selftest;
 use crate::session::SessionOptions;
 use crate::snapshot::{self, SnapshotError};
-use crate::store::{self, Changes, Generation, Store, StoreError, Writer};
+use crate::store::{self, Store, StoreError, Writer};
 use crate::vectors::Precision;
 use fixedbitset::FixedBitSet;
 use models::files::{FileError, StagedDir};
@@ -22,19 +22,19 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, TryLockError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+mod linked;
 mod recall;
 
+use self::linked::{Linked, Memory, Since, State};
 pub use self::recall::GraphCheck;
+use parking_lot::RwLockReadGuard;
 
-/// Changed documents after which the graph is saved again. Those since then are linked when an index is opened, about a
-/// millisecond each.
+/// Changed documents after which the graph is brought up to date and saved again. Fewer are scored one by one beside what it
+/// finds, which takes no time, where linking takes about a millisecond each.
 const SAVE_AFTER: usize = 500;
-/// Share of the documents that changed after which the snapshot of the rows is saved again. Those since then are read
-/// from the database when an index is opened, a hundred thousand a second.
-const SNAPSHOT_SHARE: usize = 20;
 
 /// Why a retriever cannot be opened, asked or filled.
 #[derive(Debug, thiserror::Error)]
@@ -80,6 +80,14 @@ pub enum RetrieverError {
         /// The index that was to be.
         dir: PathBuf,
     },
+    /// What is at the index's path is not what is open.
+    #[error(
+        "{dir}: another index has been put in its place, or it was removed; queries are answered from the one that is open, changes are refused until it is opened anew (SIGHUP to a server)"
+    )]
+    Replaced {
+        /// The index.
+        dir: PathBuf,
+    },
     /// Nothing is asked for.
     #[error("k is 0; ask for at least 1 result")]
     ZeroResults,
@@ -108,6 +116,8 @@ pub struct Options {
     pub golden: usize,
     /// Never use the graph.
     pub exact: bool,
+    /// Documents up to which the exact scan answers; above, the graph names candidates.
+    pub graph_above: usize,
     /// Precision of the vectors in memory; `None` is f32 where the exact scan answers, int8 in larger indexes. Scores do not
     /// depend on it: what is found in less than f32 is scored again from the database.
     pub vectors: Option<Precision>,
@@ -118,13 +128,8 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         let notice = |message: &str| eprintln!("runtime: {message}");
-        Self {
-            session: SessionOptions::default(),
-            golden: selftest::QUICK,
-            exact: false,
-            vectors: None,
-            notice,
-        }
+        let (session, golden) = (SessionOptions::default(), selftest::QUICK);
+        Self { session, golden, exact: false, graph_above: EXACT_LIMIT, vectors: None, notice }
     }
 }
 
@@ -251,26 +256,11 @@ pub type Facets = BTreeMap<String, Vec<(Value, usize)>>;
 /// A bundle and an index. Any thread may ask and change it; what any process has changed is found by the next query.
 #[derive(Debug)]
 pub struct Retriever {
-    dir: PathBuf,
     encoder: Encoder,
     options: Options,
-    /// Taken before `state`, never after it.
+    /// Taken before the memory's locks, never after them.
     store: Mutex<Store>,
-    /// Whoever adds or removes.
-    changing: Mutex<()>,
-    state: RwLock<State>,
-}
-
-/// The index in memory, as of a generation.
-#[derive(Debug)]
-struct State {
-    rows: Rows,
-    generation: Generation,
-    graph: Option<Graph>,
-    /// Documents that the saved graph lacks.
-    unsaved: usize,
-    /// Documents that the saved snapshot of the rows lacks.
-    unmapped: usize,
+    memory: Arc<Memory>,
 }
 
 impl Retriever {
@@ -284,15 +274,23 @@ impl Retriever {
             let encoder = scope.spawn(|| open_encoder(Arc::clone(&bundle), &options));
             let loaded = Store::open(index, &ingest::index_key(&bundle))
                 .map_err(RetrieverError::from)
-                .and_then(|store| load(index, store, &options))?;
+                .and_then(|store| load(index, store, &options));
             // It ends abruptly only with a bug, which then is told as one.
             let encoder = encoder.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
             Ok::<_, RetrieverError>((encoder, loaded))
         })?;
-        let (store, state) = loaded;
-        let (dir, store, state) = (index.to_owned(), Mutex::new(store), RwLock::new(state));
-        let retriever = Self { dir, encoder: encoder?, options, store, changing: Mutex::new(()), state };
-        retriever.open_graph()?;
+        let ((store, state), encoder) = (loaded?, encoder?);
+        let memory = Memory::new(
+            index,
+            ingest::index_key(&bundle),
+            store.identity(),
+            Measure::of_bundle(&bundle),
+            options.notice,
+            if options.exact { usize::MAX } else { options.graph_above },
+            state,
+        );
+        let retriever = Self { encoder, options, store: Mutex::new(store), memory };
+        retriever.open_graph();
         Ok(retriever)
     }
 
@@ -313,7 +311,7 @@ impl Retriever {
         let mut writer = Writer::create(staged.path(), &ingest::index_key(encoder.bundle()))?;
         let report = ingest::ingest(&encoder, &mut writer, documents, progress)?;
         let count = writer.store().count()?;
-        if count > EXACT_LIMIT {
+        if count > options.graph_above {
             let (rows, generation) = writer.store().load_in(precision(options, count))?;
             snapshot::save(staged.path(), &rows, &generation)?;
             (options.notice)(&format!("building the graph over {} documents", rows.len()));
@@ -448,16 +446,9 @@ impl Retriever {
     /// Gives the room of removed documents back, on disk and in the graph.
     pub fn compact(&self) -> Result<(), RetrieverError> {
         self.change(|writer| Ok(writer.compact()?))?;
-        self.refresh()?;
-        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
-        state.graph = None;
-        if self.wants_graph(&state.rows) {
-            let graph = Graph::build(&state.rows, Measure::of_bundle(self.encoder.bundle()))?;
-            state.unsaved = SAVE_AFTER;
-            state.graph = Some(graph);
-        }
-        drop(state);
-        self.save()
+        self.memory.state.write().graph = None;
+        self.settle();
+        Ok(())
     }
 
     /// A document by its id.
@@ -487,7 +478,7 @@ impl Retriever {
             vector_bytes: state.rows.bytes(),
             vector_precision: state.rows.precision(),
             generation: state.generation.number,
-            graph_vectors: state.graph.as_ref().map(Graph::len),
+            graph_vectors: state.graph.as_ref().map(|linked| linked.graph.read().len()),
             document_digest: self.encoder.bundle().manifest.document_digest.clone(),
         })
     }
@@ -498,24 +489,19 @@ impl Retriever {
     }
 
     /// Saves the graph if it has changed much; small changes are cheaper to repeat at the next start. A change that is under
-    /// way saves it by itself, so nobody waits for one.
+    /// way is not waited for.
     pub fn save(&self) -> Result<(), RetrieverError> {
-        let _changing = match self.changing.try_lock() {
-            Ok(changing) => changing,
-            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
-            Err(TryLockError::WouldBlock) => return Ok(()),
-        };
-        let saved = {
-            let state = self.state();
-            state.unsaved < SAVE_AFTER && !state.wants_snapshot()
-        };
-        if saved {
-            return Ok(());
+        self.memory.save(true)
+    }
+
+    /// Waits until the graph, if one is wanted, has nearly every document, and saves it if it has changed much: for
+    /// whoever ends. Nobody else waits for the graph; it is built and brought up to date aside.
+    pub fn settle(&self) {
+        self.memory.link_all(SAVE_AFTER);
+        // The documents are safe; the graph will be caught up with, or built again.
+        if let Err(error) = self.memory.save(false) {
+            (self.options.notice)(&format!("the graph is not saved: {error}"));
         }
-        let writer = Writer::open(&self.dir, &ingest::index_key(self.encoder.bundle()))?;
-        self.save_graph()?;
-        self.save_rows()?;
-        Ok(writer.close()?)
     }
 
     fn store(&self) -> MutexGuard<'_, Store> {
@@ -523,11 +509,7 @@ impl Retriever {
     }
 
     fn state(&self) -> RwLockReadGuard<'_, State> {
-        self.state.read().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn wants_graph(&self, rows: &Rows) -> bool {
-        !self.options.exact && rows.len() > EXACT_LIMIT
+        self.memory.state.read()
     }
 
     /// Writes under the lock of the one writer; what was written is in memory when it returns.
@@ -535,113 +517,60 @@ impl Retriever {
         &self,
         change: impl FnOnce(&mut Writer) -> Result<T, RetrieverError>,
     ) -> Result<T, RetrieverError> {
-        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut writer = Writer::open(&self.dir, &ingest::index_key(self.encoder.bundle()))?;
+        let _changing = self.memory.changing.lock();
+        let mut writer = self.memory.writer()?;
         let changed = change(&mut writer);
         // Also after an error: some batches may be in.
         self.refresh()?;
-        // The documents are safe; graph and snapshot will be caught up with, or made again.
-        if let Err(error) = self.save_graph() {
-            (self.options.notice)(&format!("the graph is not saved: {error}"));
-        }
-        if let Err(error) = self.save_rows() {
-            (self.options.notice)(&format!("the vectors are not saved for mapping: {error}"));
-        }
         let closed = writer.close();
         let changed = changed?;
         closed?;
-        Ok(changed)
-    }
-
-    /// Saves a graph that lacks many documents on disk; the caller holds the writer's lock.
-    fn save_graph(&self) -> Result<(), RetrieverError> {
-        let saved = {
-            // Queries go on meanwhile.
-            let state = self.state();
-            let Some(graph) = state.graph.as_ref().filter(|_| state.unsaved >= SAVE_AFTER) else {
-                return Ok(());
-            };
-            graph.save(&self.dir, &state.generation)?;
-            state.unsaved
-        };
-        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
-        state.unsaved = state.unsaved.saturating_sub(saved);
-        Ok(())
-    }
-
-    /// Saves a snapshot of the rows of a large index if the one on disk lacks many documents; the caller holds the writer's lock.
-    fn save_rows(&self) -> Result<(), RetrieverError> {
-        let saved = {
-            let state = self.state();
-            if !state.wants_snapshot() {
-                return Ok(());
-            }
-            snapshot::save(&self.dir, &state.rows, &state.generation)?;
-            state.unmapped
-        };
-        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
-        state.unmapped = state.unmapped.saturating_sub(saved);
-        Ok(())
+        // What went into files that were taken away meanwhile must not be called durable.
+        if self.memory.identity.is_at(&self.memory.dir) {
+            Ok(changed)
+        } else {
+            Err(RetrieverError::Replaced { dir: self.memory.dir.clone() })
+        }
     }
 
     /// Reads what this or any other process has changed.
     fn refresh(&self) -> Result<(), RetrieverError> {
-        let store = self.store();
-        if store.generation()?.number == self.state().generation.number {
-            return Ok(());
-        }
-        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
-        let State { rows, generation, graph, unsaved, unmapped } = &mut *state;
-        let (changes, now) = store.update(rows, generation.number)?;
-        *generation = now;
-        let changed = changes.put.len() + changes.removed.len();
-        *unsaved += changed;
-        *unmapped += changed;
-        let updated = match graph {
-            Some(graph) => graph.update(rows, &changes),
-            None if self.wants_graph(rows) => {
-                (self.options.notice)(&format!("building the graph over {} documents", rows.len()));
-                Graph::build(rows, Measure::of_bundle(self.encoder.bundle())).map(|built| {
-                    *unsaved = SAVE_AFTER;
-                    *graph = Some(built);
-                })
+        let mut store = self.store();
+        store.follow(&self.memory.key);
+        let since = self.state().generation.number;
+        if store.generation()?.number != since {
+            let mut state = self.memory.state.write();
+            match store.update(&mut state.rows, since) {
+                Ok((changes, now)) => state.note(&changes, now),
+                Err(StoreError::Forgotten { .. }) => {
+                    // Others go on with what there was.
+                    drop(state);
+                    let precision = self.state().rows.precision();
+                    let (rows, now) = store.load_in(precision)?;
+                    self.memory.state.write().replace(rows, now);
+                }
+                Err(error) => return Err(error.into()),
             }
-            None => Ok(()),
-        };
-        rows.compact();
-        if let Err(error) = updated {
-            *graph = None;
-            (self.options.notice)(&format!(
-                "{error}; every document is scanned until the index is opened again"
-            ));
         }
+        drop(store);
+        self.memory.link_aside();
         Ok(())
     }
 
-    /// Loads the saved graph and links what came after it, or builds it anew and says why; saves what had to be made.
-    fn open_graph(&self) -> Result<(), RetrieverError> {
-        {
-            let store = self.store();
-            let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
-            let State { rows, graph, unsaved, .. } = &mut *state;
-            if self.wants_graph(rows) {
-                let measure = Measure::of_bundle(self.encoder.bundle());
-                match saved_graph(&self.dir, &store, rows, measure.clone()) {
-                    Ok((saved, changed)) => (*graph, *unsaved) = (Some(saved), changed),
-                    Err(reason) => {
-                        (self.options.notice)(&format!(
-                            "{reason}; rebuilding the graph from documents.sqlite"
-                        ));
-                        (*graph, *unsaved) = (Some(Graph::build(rows, measure)?), SAVE_AFTER);
-                    }
+    /// Loads the saved graph, or says why a new one has to be built; what it lacks is linked aside.
+    fn open_graph(&self) {
+        let store = self.store();
+        let mut state = self.memory.state.write();
+        if self.memory.wants_graph(&state.rows) {
+            match saved_graph(&self.memory, &store, &state.rows) {
+                Ok(linked) => state.graph = Some(linked),
+                Err(reason) => {
+                    (self.options.notice)(&format!("{reason}; rebuilding the graph from documents.sqlite"));
                 }
             }
         }
-        // Only the writer may put files there; without that, this process alone has what it made.
-        if let Err(error) = self.save() {
-            (self.options.notice)(&format!("what was made anew is not saved: {error}"));
-        }
-        Ok(())
+        drop((state, store));
+        self.memory.link_aside();
     }
 
     /// The best `k` of what a rough scan found, by their vectors as they were stored.
@@ -695,11 +624,13 @@ impl Retriever {
     }
 }
 
-impl State {
-    fn wants_snapshot(&self) -> bool {
-        self.rows.len() > EXACT_LIMIT && self.unmapped > self.rows.len() / SNAPSHOT_SHARE
+impl Drop for Retriever {
+    fn drop(&mut self) {
+        self.memory.stop();
     }
+}
 
+impl State {
     fn search(
         &self,
         queries: &[FoldedQuery],
@@ -708,48 +639,34 @@ impl State {
     ) -> Result<(SearchPath, Vec<Vec<Scored>>), GraphError> {
         let rows = &self.rows;
         let selected: Option<FixedBitSet> = filter.map(|filter| rows.select(filter));
-        let among = selected.as_ref().map_or(rows.len(), |selected| selected.count_ones(..));
-        let count = search::candidates(k, among, rows.len());
-        match &self.graph {
-            // Among few documents, or with so many candidates, the scan is the faster way.
-            Some(graph) if among > EXACT_LIMIT && count < among / 2 => {
-                let passes = |key: i64| {
-                    rows.row(key).is_some_and(|row| selected.as_ref().is_none_or(|s| s.contains(row)))
-                };
-                let passes: Option<&dyn Fn(i64) -> bool> =
-                    if selected.is_some() { Some(&passes) } else { None };
-                let ranked = queries
-                    .iter()
-                    .map(|query| Ok(search::rescore(query, rows, &graph.search(query, count, passes)?, k)));
-                Ok((SearchPath::Graph, ranked.collect::<Result<_, GraphError>>()?))
-            }
-            _ => Ok((SearchPath::Exact, search::exact(queries, rows, k, selected.as_ref()))),
+        let selected = selected.as_ref();
+        if let Some(linked) = &self.graph
+            && let Some(ranked) = linked.search(queries, rows, k, selected)?
+        {
+            return Ok((SearchPath::Graph, ranked));
         }
+        Ok((SearchPath::Exact, search::exact(queries, rows, k, selected)))
     }
 }
 
-/// The graph on disk brought up to date, and how many documents it lacked; an error says why it is of no use.
-fn saved_graph(
-    dir: &Path,
-    store: &Store,
-    rows: &Rows,
-    measure: Measure,
-) -> Result<(Graph, usize), RetrieverError> {
-    let (mut graph, generation) = Graph::open(dir, rows.dimensions(), measure)?;
+/// The graph on disk and what it lacks; an error says why it is of no use.
+fn saved_graph(memory: &Memory, store: &Store, rows: &Rows) -> Result<Linked, RetrieverError> {
+    let (graph, generation) = Graph::open(&memory.dir, rows.dimensions(), memory.measure())?;
+    let stale = |expected| {
+        let (file, found) = (memory.dir.join(crate::index::SIDECAR_NAME), generation.number);
+        RetrieverError::Graph(GraphError::Stale { file, what: "generation", found, expected })
+    };
     if !store.has_been_at(&generation)? {
-        let expected = "has never been there".into();
-        let (file, found) = (dir.join(crate::index::SIDECAR_NAME), generation.number);
-        return Err(GraphError::Stale { file, what: "generation", found, expected }.into());
+        return Err(stale("has never been there, or long ago".into()));
     }
-    let Changes { put, removed } = store.changes_since(generation.number)?;
-    let changed = put.len() + removed.len();
+    let changes = store.changes_since(generation.number)?;
+    let changed = changes.put.len() + changes.removed.len();
     if changed > rows.len() / 2 {
-        let expected = format!("has {changed} changes since");
-        let (file, found) = (dir.join(crate::index::SIDECAR_NAME), generation.number);
-        return Err(GraphError::Stale { file, what: "generation", found, expected }.into());
+        return Err(stale(format!("has {changed} changes since")));
     }
-    graph.update(rows, &Changes { put, removed })?;
-    Ok((graph, changed))
+    let mut since = Since::default();
+    since.note(&changes);
+    Ok(Linked::new(graph, generation, since, 0, memory.above))
 }
 
 /// Each text's share of a time, in milliseconds; microseconds are as fine as anybody wants to read.
@@ -759,7 +676,7 @@ fn share(time: Duration, texts: usize) -> f64 {
 
 /// Precision of an index of this many documents.
 fn precision(options: &Options, documents: usize) -> Precision {
-    let fitting = if documents > EXACT_LIMIT { Precision::Int8 } else { Precision::F32 };
+    let fitting = if documents > options.graph_above { Precision::Int8 } else { Precision::F32 };
     options.vectors.unwrap_or(fitting)
 }
 
@@ -767,11 +684,9 @@ fn precision(options: &Options, documents: usize) -> Precision {
 fn load(dir: &Path, store: Store, options: &Options) -> Result<(Store, State), RetrieverError> {
     let count = store.count()?;
     let mut unmapped = count;
-    if count > EXACT_LIMIT {
+    if count > options.graph_above {
         match saved_rows(dir, &store, options.vectors) {
-            Ok(Some((rows, generation, unmapped))) => {
-                return Ok((store, State { rows, generation, graph: None, unsaved: 0, unmapped }));
-            }
+            Ok(Some(state)) => return Ok((store, state)),
             Ok(None) => (),
             // It serves those who did not ask for another; so it is left as it is.
             Err(RetrieverError::Snapshot(SnapshotError::Precision { .. })) => unmapped = 0,
@@ -779,16 +694,15 @@ fn load(dir: &Path, store: Store, options: &Options) -> Result<(Store, State), R
         }
     }
     let (rows, generation) = store.load_in(precision(options, count))?;
-    Ok((store, State { rows, generation, graph: None, unsaved: 0, unmapped }))
+    Ok((store, State::new(rows, generation, unmapped)))
 }
 
-/// The snapshot on disk brought up to date, and how many documents it lacked; `None` where there is none, an error says why
-/// it is of no use.
+/// The snapshot on disk brought up to date; `None` where there is none, an error says why it is of no use.
 fn saved_rows(
     dir: &Path,
     store: &Store,
     precision: Option<Precision>,
-) -> Result<Option<(Rows, Generation, usize)>, RetrieverError> {
+) -> Result<Option<State>, RetrieverError> {
     let (mut rows, generation) = match snapshot::open(dir, store.dimensions(), precision) {
         Err(SnapshotError::File(FileError::Io { source, .. })) if source.kind() == ErrorKind::NotFound => {
             return Ok(None);
@@ -796,12 +710,15 @@ fn saved_rows(
         opened => opened?,
     };
     if !store.has_been_at(&generation)? {
-        let reason = format!("of generation {}, where documents.sqlite has never been", generation.number);
+        let reason = format!(
+            "of generation {}, where documents.sqlite has never been, or long ago",
+            generation.number
+        );
         return Err(SnapshotError::Unfit { file: dir.join(snapshot::FILE_NAME), reason }.into());
     }
     let (changes, now) = store.update(&mut rows, generation.number)?;
     rows.compact();
-    Ok(Some((rows, now, changes.put.len() + changes.removed.len())))
+    Ok(Some(State::new(rows, now, changes.put.len() + changes.removed.len())))
 }
 
 fn open_encoder(bundle: Arc<Bundle>, options: &Options) -> Result<Encoder, RetrieverError> {

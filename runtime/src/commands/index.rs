@@ -40,7 +40,9 @@ pub fn run(args: &Args, global: &Global) -> anyhow::Result<Outcome> {
     };
     let report = if args.out.join(store::FILE_NAME).exists() {
         let retriever = Retriever::open(&args.bundle, &args.out, options)?;
-        retriever.add_with(&documents, &mut progress)?
+        let report = retriever.add_with(&documents, &mut progress)?;
+        retriever.settle();
+        report
     } else {
         Retriever::create(&args.bundle, &args.out, &documents, &options, &mut progress)?
     };

@@ -157,6 +157,9 @@ pub fn run(args: &Args, global: &Global) -> anyhow::Result<Outcome> {
             answerer.retriever.stats()?.documents,
         );
     }
+    // The answer is out; a graph that has to be built is there for the next one.
+    out.flush().context("cannot write to stdout")?;
+    answerer.retriever.settle();
     Ok(outcome)
 }
 

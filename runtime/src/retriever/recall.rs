@@ -1,15 +1,11 @@
 //! How much of what the exact scan finds the graph finds, measured on an index's own vectors, and how wide it has to look.
 
 use super::{Retriever, RetrieverError, SAVE_AFTER};
-use crate::index::Recall;
+use crate::index::{Recall, WIDEST};
 use crate::search;
 use models::fold::FoldedQuery;
 use serde::Serialize;
-use std::sync::PoisonError;
 use std::time::Instant;
-
-/// Widest look that tuning tries.
-const WIDEST: usize = 8192;
 
 /// What was measured.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -34,8 +30,10 @@ impl Retriever {
         least: Option<f64>,
     ) -> Result<Option<GraphCheck>, RetrieverError> {
         self.refresh()?;
-        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
-        let super::State { rows, graph: Some(graph), unsaved, .. } = &mut *state else { return Ok(None) };
+        self.memory.link_all(1);
+        let mut state = self.memory.state.write();
+        let super::State { rows, graph: Some(linked), .. } = &mut *state else { return Ok(None) };
+        let mut graph = linked.graph.write();
         let started = Instant::now();
         let exact: Vec<_> = queries
             .iter()
@@ -64,7 +62,8 @@ impl Retriever {
             graph.set_expansion(2 * expansion);
         };
         graph.set_recall(check.recall.clone());
-        *unsaved = SAVE_AFTER;
+        drop(graph);
+        linked.unsaved = SAVE_AFTER;
         drop(state);
         self.save()?;
         Ok(Some(check))

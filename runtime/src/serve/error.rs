@@ -41,7 +41,7 @@ pub enum ApiError {
     Timeout(Duration),
     /// The server is stopping.
     Stopping,
-    /// Another process writes.
+    /// Another process writes, or has put another index in this one's place.
     Busy(String),
     /// Our fault.
     Backend(String),
@@ -103,7 +103,8 @@ impl From<RetrieverError> for ApiError {
             | RetrieverError::Document { .. }
             | RetrieverError::Duplicate { .. }
             | RetrieverError::ZeroResults => Self::Validation(text),
-            RetrieverError::Store(StoreError::Writer { .. } | StoreError::Locked { .. }) => Self::Busy(text),
+            RetrieverError::Store(StoreError::Writer { .. } | StoreError::Locked { .. })
+            | RetrieverError::Replaced { .. } => Self::Busy(text),
             _ => Self::Backend(text),
         }
     }
