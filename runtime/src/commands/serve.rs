@@ -47,7 +47,7 @@ pub struct Args {
     /// Most texts that are encoded together, where the bundle allows it
     #[arg(long, value_name = "N", default_value_t = Limits::default().batch)]
     batch: usize,
-    /// Seconds for a request
+    /// Seconds for a request, and for a client that takes nothing of its answer
     #[arg(long, value_name = "SECONDS", default_value_t = 30.0)]
     timeout: f64,
     /// Bytes of a request's body
@@ -62,7 +62,7 @@ pub struct Args {
     /// Most connections at once
     #[arg(long, value_name = "N", default_value_t = Connections::default().most)]
     connections: usize,
-    /// Seconds for what has begun when the server is told to stop
+    /// Seconds for what has begun when the server is told to stop; told twice, it stops at once
     #[arg(long, value_name = "SECONDS", default_value_t = 10.0)]
     grace: f64,
 }
@@ -81,6 +81,7 @@ pub fn run(args: &Args, global: &Global) -> anyhow::Result<Outcome> {
         most: args.connections,
         grace: seconds("--grace", args.grace)?,
         headers: timeout.min(Connections::default().headers),
+        answers: timeout,
     };
     let key = api_key(args.api_key_file.as_deref())?;
     let loopback = args.listen.ip().is_loopback();

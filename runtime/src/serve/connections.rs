@@ -1,4 +1,5 @@
-//! Sockets: at most so many connections, none that sends its headers a byte a minute, and an end that answers what has begun.
+//! Sockets: at most so many connections, none that sends its headers a byte a minute or takes no answers, and an end that
+//! answers what has begun.
 
 use super::App;
 use axum::Router;
@@ -12,6 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, Semaphore};
+use tokio_io_timeout::TimeoutStream;
 
 /// Limits on connections.
 #[derive(Debug, Clone)]
@@ -20,20 +22,24 @@ pub struct Connections {
     pub most: usize,
     /// Time for a request's headers.
     pub headers: Duration,
+    /// Time in which a client takes something of its answer.
+    pub answers: Duration,
     /// Time for the requests that have begun when the server is told to stop.
     pub grace: Duration,
 }
 
 impl Default for Connections {
     fn default() -> Self {
-        Self { most: 512, headers: Duration::from_secs(10), grace: Duration::from_secs(10) }
+        let (headers, answers, grace) =
+            (Duration::from_secs(10), Duration::from_secs(30), Duration::from_secs(10));
+        Self { most: 512, headers, answers, grace }
     }
 }
 
 /// What the server is told from outside.
 #[derive(Debug, Clone, Default)]
 pub struct Signals {
-    /// Stop.
+    /// Stop; the second time, without waiting for what has begun.
     pub stop: Arc<Notify>,
     /// Open bundle and index anew.
     pub reload: Arc<Notify>,
@@ -84,8 +90,11 @@ pub async fn serve(
         };
         // Small answers should not wait for company.
         let _ = stream.set_nodelay(true);
+        // hyper waits for a client that reads nothing as long as that likes.
+        let mut stream = TimeoutStream::new(stream);
+        stream.set_write_timeout(Some(connections.answers));
         let service = TowerToHyperService::new(router.clone());
-        let connection = builder.serve_connection(TokioIo::new(stream), service).into_owned();
+        let connection = builder.serve_connection(TokioIo::new(Box::pin(stream)), service).into_owned();
         let connection = graceful.watch(connection);
         tokio::spawn(async move {
             // Whatever ends a connection ends this one only.
@@ -95,10 +104,16 @@ pub async fn serve(
     }
     app.stop();
     drop(listener);
-    let _ = tokio::time::timeout(connections.grace, graceful.shutdown()).await;
-    let saving = tokio::task::spawn_blocking(move || app.loaded().retriever.save());
-    if let Ok(Err(error)) = saving.await {
-        notice(&format!("the graph is not saved: {error}"));
+    let ending = async {
+        let _ = tokio::time::timeout(connections.grace, graceful.shutdown()).await;
+        let saving = tokio::task::spawn_blocking(move || app.loaded().retriever.save());
+        if let Ok(Err(error)) = saving.await {
+            notice(&format!("the graph is not saved: {error}"));
+        }
+    };
+    tokio::select! {
+        () = ending => {}
+        () = signals.stop.notified() => notice("told to stop twice: what has begun is not answered"),
     }
     Ok(())
 }
