@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 use tests::data::{documents, write_documents};
 use tests::server::{Server, index, own, shared};
@@ -86,19 +86,20 @@ fn changes_amid_a_reload_are_not_refused() {
     let bulk: Vec<Value> = (0..1000)
         .map(|i| json!({ "id": format!("bulk-{i}"), "text": format!("the robot carries {i} {}", "crumbs ".repeat(9)) }))
         .collect();
-    let adding = AtomicBool::new(true);
     let added = std::thread::scope(|scope| {
-        scope.spawn(|| {
-            assert_eq!(server.post("/documents", &json!({ "documents": bulk })).status, 200);
-            adding.store(false, Ordering::Relaxed);
-        });
-        let mut added = 0;
-        while adding.load(Ordering::Relaxed) {
+        let bulk = scope.spawn(|| server.post("/documents", &json!({ "documents": bulk })));
+        let mut small = Vec::new();
+        // They come while the old retriever adds, before, amid and after the reload. The server has places for so many.
+        while !bulk.is_finished() && small.len() < 20 {
             server.signal("-HUP");
-            std::thread::sleep(Duration::from_millis(50));
-            let answer = add(&server, &format!("small-{added}"));
+            std::thread::sleep(Duration::from_millis(100));
+            let (server, id) = (&server, format!("small-{}", small.len()));
+            small.push(scope.spawn(move || add(server, &id)));
+        }
+        assert_eq!(bulk.join().unwrap().status, 200);
+        let added = small.len();
+        for answer in small.into_iter().map(|small| small.join().unwrap()) {
             assert_eq!(answer.status, 200, "{answer:?}");
-            added += 1;
         }
         added
     });

@@ -125,11 +125,18 @@ impl Columns {
     }
 
     /// Each field with its distinct values and, for each row that has it, row and place of its value, in order of rows.
-    pub fn entries(&self) -> impl Iterator<Item = (&str, &[Value], Vec<[u32; 2]>)> {
+    pub fn entries(&self) -> impl Iterator<Item = (&str, Vec<&Value>, Vec<[u32; 2]>)> {
         self.fields.iter().map(|(name, column)| {
-            let having = column.rows.iter().enumerate().filter(|(_, value)| **value != 0);
-            let entries = having.map(|(row, value)| [row as u32, value - 1]).collect();
-            (name.as_str(), column.values.as_slice(), entries)
+            // Free places are left out.
+            let mut places = vec![0; column.values.len()];
+            let mut values = Vec::with_capacity(column.values.len());
+            for (place, (value, _)) in column.values.iter().enumerate().filter(|(_, (_, rows))| *rows > 0) {
+                places[place] = values.len() as u32;
+                values.push(value);
+            }
+            let mut entries = Vec::with_capacity(column.cells.count());
+            column.cells.each(self.rows, |row, value| entries.push([row as u32, places[value as usize - 1]]));
+            (name.as_str(), values, entries)
         })
     }
 
@@ -141,16 +148,17 @@ impl Columns {
                 return false;
             }
         }
+        column.values = values.into_iter().map(|value| (value, 0)).collect();
         for &[row, place] in entries {
             let row = row as usize;
-            if row >= rows || place as usize >= values.len() || column.rows.len() > row {
+            let Some((_, having)) = column.values.get_mut(place as usize) else { return false };
+            *having += 1;
+            if row >= rows || column.cells.put(row, place + 1) != 0 {
                 return false;
             }
-            column.rows.resize(row, 0);
-            column.rows.push(place + 1);
         }
-        column.values = values;
-        self.fields.insert(name, column).is_none()
+        self.rows = self.rows.max(rows);
+        column.values.iter().all(|(_, having)| *having > 0) && self.fields.insert(name, column).is_none()
     }
 
     /// The same columns over the rows that `live` holds, numbered anew.

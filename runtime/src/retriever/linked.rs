@@ -5,7 +5,7 @@ use super::{RetrieverError, SAVE_AFTER};
 use crate::index::{Graph, GraphError, Measure};
 use crate::search::{self, Rows, Scored};
 use crate::snapshot;
-use crate::store::{Changes, Generation, Identity, IndexKey, Writer};
+use crate::store::{Changes, Generation, Identity, IndexKey, StoreError, Writer};
 use fixedbitset::FixedBitSet;
 use models::fold::FoldedQuery;
 use parking_lot::{Mutex, RwLock, RwLockWriteGuard};
@@ -15,12 +15,14 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Documents linked in one step, about a millisecond each: as long as that, queries wait.
 const STEP: usize = 8;
 /// How long whoever is in a hurry waits for a change to end.
 const PATIENCE: Duration = Duration::from_millis(100);
+/// Time between two tries to save while another process writes.
+const BREAK: Duration = Duration::from_secs(1);
 /// Documents copied and linked together while a graph is built aside.
 const BLOCK: usize = 256;
 
@@ -255,9 +257,14 @@ impl Memory {
         }
         let memory = Arc::clone(self);
         let thread = std::thread::Builder::new().name("link".into()).spawn(move || {
-            memory.link_all(SAVE_AFTER);
-            if let Err(error) = memory.save(false) {
-                (memory.notice)(&format!("the graph is not saved: {error}"));
+            loop {
+                memory.link_all(SAVE_AFTER);
+                match memory.save(false) {
+                    // Another process adds; it may do so for hours, and there will be more to link.
+                    Err(RetrieverError::Store(StoreError::Writer { .. })) if !memory.stops_within(BREAK) => {}
+                    Err(error) => return (memory.notice)(&format!("the graph is not saved: {error}")),
+                    Ok(()) => return,
+                }
             }
         });
         // Without a thread, the graph stays as it is: the scan is the slower way to the same answers.
@@ -395,6 +402,14 @@ impl Memory {
         let mut state = self.state.write();
         state.unmapped = state.unmapped.saturating_sub(saved);
         Ok(())
+    }
+
+    fn stops_within(&self, time: Duration) -> bool {
+        let started = Instant::now();
+        while started.elapsed() < time && !self.stopping.load(Ordering::Relaxed) {
+            std::thread::sleep(PATIENCE);
+        }
+        self.stopping.load(Ordering::Relaxed)
     }
 
     /// Ends the thread. What it has not linked is linked when the index is opened again.
