@@ -333,6 +333,9 @@ fn readings(text: &str) -> Vec<Value> {
 }
 
 #[cfg(test)]
+mod plain;
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use serde_json::json;
