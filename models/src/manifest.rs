@@ -225,6 +225,14 @@ pub enum ManifestError {
         /// The missing entry.
         name: String,
     },
+    /// A listed file that lies elsewhere.
+    #[error("{file}: lists `{name}`, which is no file of the bundle; the manifest was altered, export again")]
+    Elsewhere {
+        /// The manifest.
+        file: PathBuf,
+        /// The entry.
+        name: String,
+    },
     /// The digest over all of the manifest's parts disagrees.
     #[error(
         "{file}: document_digest does not follow from the listed digests; the manifest was altered, export again"
@@ -239,6 +247,10 @@ pub enum ManifestError {
 pub(crate) fn check_digests(dir: &Path, digests: &BTreeMap<String, String>) -> Result<(), ManifestError> {
     for (name, expected) in digests {
         let path = dir.join(name);
+        // A path to a device could be read for ever.
+        if Path::new(name).file_name() != Some(name.as_ref()) || path.exists() && !path.is_file() {
+            return Err(ManifestError::Elsewhere { file: dir.join(FILE_NAME), name: name.clone() });
+        }
         let found = files::sha256_file(&path)?;
         if &found != expected {
             let short = |digest: &str| digest.chars().take(12).collect();

@@ -184,6 +184,12 @@ pub enum PromptError {
         /// The negative word.
         negative: String,
     },
+    /// A text of which nothing is read.
+    #[error("prompt: `{what}` has max_tokens 0; at least 1 token of each text has to be read")]
+    NoTokens {
+        /// `document` or `query`.
+        what: &'static str,
+    },
     /// The tokenizer failed on a text.
     #[error("cannot tokenise {text:?}: {message}")]
     Text {
@@ -241,6 +247,11 @@ impl Prompter {
 
     /// Tokenises the fixed pieces once and checks the choice tokens.
     pub fn new(template: PromptTemplate, mut tokenizer: Tokenizer) -> Result<Self, PromptError> {
+        for (what, part) in [("document", &template.document), ("query", &template.query)] {
+            if part.max_tokens == 0 {
+                return Err(PromptError::NoTokens { what });
+            }
+        }
         // Lengths are the template's business, and padding the batch's.
         tokenizer.with_padding(None);
         let _ = tokenizer.with_truncation(None);
@@ -286,18 +297,19 @@ impl Prompter {
     /// Most tokens that any pass of the student can have.
     pub fn max_pass_tokens(&self) -> usize {
         let around = |part: &Part, (before, after): &(Vec<u32>, Vec<u32>)| {
-            part.max_tokens + before.len() + after.len()
+            part.max_tokens.saturating_add(before.len() + after.len())
         };
         let document = around(&self.template.document, &self.document);
-        let query = around(&self.template.query, &self.query) + self.ending.len();
-        self.prefix.len() + document.max(query)
+        let query = around(&self.template.query, &self.query).saturating_add(self.ending.len());
+        document.max(query).saturating_add(self.prefix.len())
     }
 
     /// Most tokens that the teacher's prompt of a pair can have.
     pub fn max_pair_tokens(&self) -> usize {
         let (document, query) = (&self.template.document, &self.template.query);
         let around = self.document.0.len() + self.document.1.len() + self.query.0.len() + self.query.1.len();
-        self.prefix.len() + document.max_tokens + query.max_tokens + around + self.ending.len()
+        let texts = document.max_tokens.saturating_add(query.max_tokens);
+        texts.saturating_add(self.prefix.len() + around + self.ending.len())
     }
 
     /// What every query pass and every document pass begins with, before the text, in this order.

@@ -153,7 +153,7 @@ impl StudentConfig {
 
     /// Latent dimensions D.
     pub fn dimensions(&self) -> usize {
-        self.latents.layers.len() * self.hidden_size
+        self.latents.layers.len().saturating_mul(self.hidden_size)
     }
 
     /// Number of LLM layers that the encoder runs, given how many the LLM has.

@@ -121,6 +121,18 @@ impl Source {
     }
 }
 
+/// Documents from JSON lines.
+#[cfg(any(test, feature = "fuzz"))]
+pub(crate) fn read_jsonl(bytes: &[u8]) -> Result<Vec<Document>, DocumentError> {
+    checked("d.jsonl", jsonl("d.jsonl", bytes)?)
+}
+
+/// Documents from CSV.
+#[cfg(any(test, feature = "fuzz"))]
+pub(crate) fn read_csv(bytes: &[u8]) -> Result<Vec<Document>, DocumentError> {
+    checked("d.csv", csv("d.csv", bytes)?)
+}
+
 fn at(source_name: &str, line: usize, reason: impl Into<String>) -> DocumentError {
     DocumentError::Line { source_name: source_name.to_owned(), line, reason: reason.into() }
 }
@@ -242,11 +254,11 @@ mod tests {
     use serde_json::json;
 
     fn read_jsonl(text: &str) -> Result<Vec<Document>, DocumentError> {
-        checked("d.jsonl", jsonl("d.jsonl", text.as_bytes())?)
+        super::read_jsonl(text.as_bytes())
     }
 
     fn read_csv(text: &str) -> Result<Vec<Document>, DocumentError> {
-        checked("d.csv", csv("d.csv", text.as_bytes())?)
+        super::read_csv(text.as_bytes())
     }
 
     /// A postal code or an article number that became another one would filter wrongly for ever; of two columns of one name one

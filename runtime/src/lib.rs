@@ -19,6 +19,8 @@ pub mod document;
 pub mod dylib;
 pub mod encoder;
 pub mod filter;
+#[cfg(any(test, feature = "fuzz"))]
+pub mod fuzz;
 pub mod index;
 pub mod ingest;
 pub mod predictor;

@@ -174,6 +174,30 @@ async fn measured(State(app): State<Arc<App>>, request: Request, next: Next) -> 
     response
 }
 
+/// Reads bytes as the body of every request that there is.
+#[cfg(any(test, feature = "fuzz"))]
+pub(crate) fn fuzz(bytes: &[u8]) {
+    fn read<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> bool {
+        match axum::Json::<T>::from_bytes(bytes) {
+            Ok(_) => true,
+            Err(refused) => {
+                // It is told to whoever sent it.
+                let _ = refused.body_text();
+                false
+            }
+        }
+    }
+    let _ = [
+        read::<own::QueryRequest>(bytes),
+        read::<own::AddRequest>(bytes),
+        read::<own::RemoveRequest>(bytes),
+        read::<embeddings::EmbedRequest>(bytes),
+        read::<embeddings::OpenAiRequest>(bytes),
+        read::<rerank::TeiRequest>(bytes),
+        read::<rerank::CohereRequest>(bytes),
+    ];
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
