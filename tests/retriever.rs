@@ -13,6 +13,7 @@ use runtime::filter::Filter;
 use runtime::ingest::index_key;
 use runtime::retriever::{Answer, Options, Retriever, SearchPath, Wanted};
 use runtime::store::{Record, Writer};
+use runtime::vectors::Precision;
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -27,7 +28,9 @@ fn bundle() -> PathBuf {
 }
 
 fn options(graph_above: usize) -> Options {
-    Options { golden: 0, graph_above, notice: |_| (), ..Options::default() }
+    // Rough vectors want so many candidates that in a small index the scan would always be the faster way.
+    let vectors = Some(Precision::F32);
+    Options { golden: 0, graph_above, vectors, notice: |_| (), ..Options::default() }
 }
 
 fn open(index: &Path, options: Options) -> Retriever {
@@ -122,6 +125,40 @@ fn nobody_waits_while_a_graph_is_built() {
     let again = open(dir.path(), Options { notice, ..options(100) });
     finds(&again, 2005, SearchPath::Graph);
     assert_eq!(*BUILDS.lock().unwrap(), 1);
+}
+
+/// Who asks one question should not wait for a large graph to be read; who asks more must be answered from it, with what has
+/// changed in the meantime.
+#[test]
+fn a_large_graph_is_loaded_after_the_first_query() {
+    static NOTICES: Mutex<Vec<String>> = Mutex::new(Vec::new());
+    let notice = |message: &str| NOTICES.lock().unwrap().push(message.to_owned());
+    let dir = made_up(2000);
+    open(dir.path(), options(100)).settle();
+    let aside = Options { graph_waited_for: 0, notice, ..options(100) };
+    let retriever = open(dir.path(), aside.clone());
+    finds(&retriever, 7, SearchPath::Exact);
+    let mut other = writer(dir.path());
+    put(&mut other, 2000..2003);
+    other.remove(&["d7"]).unwrap();
+    assert_eq!(asked(&retriever, 2001).results[0].id, "d2001");
+    retriever.settle();
+    for i in [0, 6, 8, 1999, 2000, 2002] {
+        finds(&retriever, i, SearchPath::Graph);
+    }
+    assert_ne!(asked(&retriever, 7).results[0].id, "d7");
+    assert_eq!(*NOTICES.lock().unwrap(), Vec::<String>::new(), "nothing is built anew");
+    drop((retriever, other));
+    // A damaged one is found out then, and built anew.
+    let graph = std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().path());
+    let graph = graph.into_iter().find(|path| path.extension().is_some_and(|e| e == "usearch")).unwrap();
+    std::fs::write(&graph, "no graph").unwrap();
+    let retriever = open(dir.path(), aside);
+    finds(&retriever, 8, SearchPath::Exact);
+    retriever.settle();
+    finds(&retriever, 8, SearchPath::Graph);
+    let notices = NOTICES.lock().unwrap().join("; ");
+    assert!(notices.contains("damaged") && notices.contains("rebuilding the graph"), "{notices}");
 }
 
 /// Linking takes a thousand times as long as scoring: what others have changed is found at once, beside a graph that lacks it,

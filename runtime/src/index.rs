@@ -200,6 +200,13 @@ impl Graph {
             .map_err(refused("be built"))
     }
 
+    /// Length of the saved graph's file; 0 where none can be found.
+    pub fn bytes(dir: &Path) -> u64 {
+        let sidecar: Option<Sidecar> = files::read_json(&dir.join(SIDECAR_NAME)).ok();
+        let file = sidecar.and_then(|sidecar| std::fs::metadata(dir.join(file_name(&sidecar.sha256))).ok());
+        file.map_or(0, |file| file.len())
+    }
+
     /// Loads a saved graph, byte for byte as saved, and tells which generation it covers.
     pub fn open(dir: &Path, dimensions: usize, measure: Measure) -> Result<(Self, Generation), GraphError> {
         let sidecar = || Ok(files::read_json(&dir.join(SIDECAR_NAME))?);

@@ -28,13 +28,17 @@ use std::time::{Duration, Instant};
 mod linked;
 mod recall;
 
-use self::linked::{Linked, Memory, Since, State};
+use self::linked::{Memory, State};
 pub use self::recall::GraphCheck;
 use parking_lot::RwLockReadGuard;
 
 /// Changed documents after which the graph is brought up to date and saved again. Fewer are scored one by one beside what it
 /// finds, which takes no time, where linking takes about a millisecond each.
 const SAVE_AFTER: usize = 500;
+/// Bytes of a graph that opening an index waits for: a tenth of a second.
+const LOADED_ASIDE: u64 = 100_000_000;
+/// What is done about a saved graph that is of no use.
+const REBUILDING: &str = "rebuilding the graph from documents.sqlite";
 
 /// Why a retriever cannot be opened, asked or filled.
 #[derive(Debug, thiserror::Error)]
@@ -128,8 +132,15 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         let notice = |message: &str| eprintln!("runtime: {message}");
-        let (session, golden) = (SessionOptions::default(), selftest::QUICK);
-        Self { session, golden, exact: false, graph_above: EXACT_LIMIT, vectors: None, notice }
+        Self {
+            session: SessionOptions::default(),
+            golden: selftest::QUICK,
+            exact: false,
+            graph_above: EXACT_LIMIT,
+            graph_waited_for: LOADED_ASIDE,
+            vectors: None,
+            notice,
+        }
     }
 }
 
@@ -553,20 +564,24 @@ impl Retriever {
             }
         }
         drop(store);
-        self.memory.link_aside();
+        if !self.memory.is_first() {
+            self.memory.link_aside();
+        }
         Ok(())
     }
 
-    /// Loads the saved graph, or says why a new one has to be built; what it lacks is linked aside.
+    /// Loads the saved graph, or says why a new one has to be built; what it lacks is linked aside. A large one is loaded
+    /// aside too, after the first query: whoever asks only one would wait for it longer than for the scan.
     fn open_graph(&self) {
+        if Graph::bytes(&self.memory.dir) > LOADED_ASIDE {
+            return self.memory.load_later();
+        }
         let store = self.store();
         let mut state = self.memory.state.write();
         if self.memory.wants_graph(&state.rows) {
-            match saved_graph(&self.memory, &store, &state.rows) {
+            match linked::saved_graph(&self.memory, &store, state.rows.len()) {
                 Ok(linked) => state.graph = Some(linked),
-                Err(reason) => {
-                    (self.options.notice)(&format!("{reason}; rebuilding the graph from documents.sqlite"));
-                }
+                Err(reason) => (self.options.notice)(&format!("{reason}; {REBUILDING}")),
             }
         }
         drop((state, store));
@@ -647,26 +662,6 @@ impl State {
         }
         Ok((SearchPath::Exact, search::exact(queries, rows, k, selected)))
     }
-}
-
-/// The graph on disk and what it lacks; an error says why it is of no use.
-fn saved_graph(memory: &Memory, store: &Store, rows: &Rows) -> Result<Linked, RetrieverError> {
-    let (graph, generation) = Graph::open(&memory.dir, rows.dimensions(), memory.measure())?;
-    let stale = |expected| {
-        let (file, found) = (memory.dir.join(crate::index::SIDECAR_NAME), generation.number);
-        RetrieverError::Graph(GraphError::Stale { file, what: "generation", found, expected })
-    };
-    if !store.has_been_at(&generation)? {
-        return Err(stale("has never been there, or long ago".into()));
-    }
-    let changes = store.changes_since(generation.number)?;
-    let changed = changes.put.len() + changes.removed.len();
-    if changed > rows.len() / 2 {
-        return Err(stale(format!("has {changed} changes since")));
-    }
-    let mut since = Since::default();
-    since.note(&changes);
-    Ok(Linked::new(graph, generation, since, 0, memory.above))
 }
 
 /// Each text's share of a time, in milliseconds; microseconds are as fine as anybody wants to read.

@@ -1,11 +1,11 @@
 //! The graph beside the rows, which nobody waits for: what it lacks is scored one by one, and linked in small steps between
 //! queries; a whole one is built aside from copies, while the exact scan answers, and put in place when it is whole.
 
-use super::{RetrieverError, SAVE_AFTER};
-use crate::index::{Graph, GraphError, Measure};
+use super::{REBUILDING, RetrieverError, SAVE_AFTER};
+use crate::index::{Graph, GraphError, Measure, SIDECAR_NAME};
 use crate::search::{self, Rows, Scored};
 use crate::snapshot;
-use crate::store::{Changes, Generation, Identity, IndexKey, StoreError, Writer};
+use crate::store::{Changes, Generation, Identity, IndexKey, Store, StoreError, Writer};
 use fixedbitset::FixedBitSet;
 use models::fold::FoldedQuery;
 use parking_lot::{Mutex, RwLock, RwLockWriteGuard};
@@ -49,6 +49,14 @@ impl Since {
         }
         self.behind.extend(&changes.put);
         self.changes += changes.put.len() + changes.removed.len();
+    }
+
+    /// What came later, too.
+    fn add(&mut self, later: Self) {
+        self.note(&Changes {
+            put: later.behind.into_iter().collect(),
+            removed: later.gone.into_iter().collect(),
+        });
     }
 
     fn is_empty(&self) -> bool {
@@ -193,6 +201,10 @@ pub(super) struct Memory {
     /// Whoever builds or links.
     linking: Mutex<()>,
     linker: Mutex<Option<JoinHandle<()>>>,
+    /// A large graph is still to be loaded.
+    unloaded: AtomicBool,
+    /// Nothing has been asked yet of an index whose graph is still to be loaded.
+    first: AtomicBool,
     stopping: AtomicBool,
 }
 
@@ -208,7 +220,7 @@ impl Memory {
     ) -> Arc<Self> {
         let (dir, changing) = (dir.to_owned(), turns(identity));
         let (state, linking, linker) = (RwLock::new(state), Mutex::new(()), Mutex::new(None));
-        let stopping = AtomicBool::new(false);
+        let [unloaded, first, stopping] = [false; 3].map(AtomicBool::new);
         Arc::new(Self {
             dir,
             key,
@@ -220,6 +232,8 @@ impl Memory {
             changing,
             linking,
             linker,
+            unloaded,
+            first,
             stopping,
         })
     }
@@ -301,7 +315,42 @@ impl Memory {
         done
     }
 
+    /// Has the saved graph loaded aside, after the first query.
+    pub(super) fn load_later(&self) {
+        self.unloaded.store(true, Ordering::Relaxed);
+        self.first.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether this is the query that a graph to be loaded is not loaded for.
+    pub(super) fn is_first(&self) -> bool {
+        self.first.swap(false, Ordering::Relaxed)
+    }
+
+    /// Loads the saved graph while queries and changes go on.
+    fn load(&self) -> Result<(), RetrieverError> {
+        self.state.write().building = Some(Since::default());
+        let loaded = Store::open(&self.dir, &self.key).map_err(RetrieverError::from).and_then(|store| {
+            let documents = self.state.read().rows.len();
+            saved_graph(self, &store, documents)
+        });
+        let mut state = self.state.write();
+        let since = state.building.take();
+        let mut linked = loaded?;
+        // None if the rows were replaced by others meanwhile.
+        if let Some(since) = since {
+            linked.since.add(since);
+            state.graph = Some(linked);
+        }
+        Ok(())
+    }
+
     fn build(&self) -> Result<(), GraphError> {
+        if self.unloaded.swap(false, Ordering::Relaxed) {
+            match self.load() {
+                Ok(()) => return Ok(()),
+                Err(reason) => (self.notice)(&format!("{reason}; {REBUILDING}")),
+            }
+        }
         let (dimensions, documents, from) = {
             let mut state = self.state.write();
             (state.graph, state.building) = (None, Some(Since::default()));
@@ -420,6 +469,30 @@ impl Memory {
             let _ = thread.join();
         }
     }
+}
+
+/// The graph on disk and what it lacks; an error says why it is of no use.
+pub(super) fn saved_graph(
+    memory: &Memory,
+    store: &Store,
+    documents: usize,
+) -> Result<Linked, RetrieverError> {
+    let (graph, generation) = Graph::open(&memory.dir, store.dimensions(), memory.measure())?;
+    let stale = |expected| {
+        let (file, found) = (memory.dir.join(SIDECAR_NAME), generation.number);
+        RetrieverError::Graph(GraphError::Stale { file, what: "generation", found, expected })
+    };
+    if !store.has_been_at(&generation)? {
+        return Err(stale("has never been there, or long ago".into()));
+    }
+    let changes = store.changes_since(generation.number)?;
+    let changed = changes.put.len() + changes.removed.len();
+    if changed > documents / 2 {
+        return Err(stale(format!("has {changed} changes since")));
+    }
+    let mut since = Since::default();
+    since.note(&changes);
+    Ok(Linked::new(graph, generation, since, 0, memory.above))
 }
 
 /// Keys and vectors of the next rows after a key.
