@@ -45,9 +45,12 @@ fn named(i: usize) -> Document {
     Document { id: format!("d{i}"), title: String::new(), text: format!("text {i}"), ..Document::default() }
 }
 
-/// The vector of document i, made up: the storage does not care where it comes from.
+/// The vector of document i, made up: the storage does not care where it comes from. Of unit length, so that each answers best what
+/// is asked about itself.
 fn vector(i: usize) -> Vec<f32> {
-    Normal::new(1000 + i as u64).vector(INNER_DIMENSIONS, 1.0)
+    let vector = Normal::new(1000 + i as u64).vector(INNER_DIMENSIONS, 1.0);
+    let length = vector.iter().map(|x| x * x).sum::<f32>().sqrt();
+    vector.into_iter().map(|x| x / length).collect()
 }
 
 fn put(writer: &mut Writer, which: std::ops::Range<usize>) {
@@ -230,11 +233,12 @@ fn retrievers_of_one_process_take_turns() {
         text: format!("The robot knows {id}."),
         ..Document { id: id.into(), ..named(0) }
     };
+    let (asks, named) = (&second, &text);
     std::thread::scope(|scope| {
         let mut other = None;
         let mut progress = |_| {
             // The first one holds the index now.
-            other.get_or_insert_with(|| scope.spawn(|| second.add(&[text("second")]).unwrap()));
+            other.get_or_insert_with(|| scope.spawn(move || asks.add(&[named("second")]).unwrap()));
         };
         first.add_with(&[text("first")], &mut progress).unwrap();
         assert_eq!(other.unwrap().join().unwrap().added, 1);

@@ -7,7 +7,7 @@ use crate::filter::Filter;
 use crate::index::{Graph, GraphError, Measure};
 use crate::ingest::{self, AddReport, Progress};
 use crate::reranker::{Reranker, RerankerError};
-use crate::search::{self, EXACT_LIMIT, Rows, Scored};
+use crate::search::{self, EXACT_LIMIT, Scored};
 use crate::selftest;
 use crate::session::SessionOptions;
 use crate::snapshot::{self, SnapshotError};
@@ -122,6 +122,8 @@ pub struct Options {
     pub exact: bool,
     /// Documents up to which the exact scan answers; above, the graph names candidates.
     pub graph_above: usize,
+    /// Bytes of a saved graph up to which opening waits for it; a larger one is loaded aside, after the first query.
+    pub graph_waited_for: u64,
     /// Precision of the vectors in memory; `None` is f32 where the exact scan answers, int8 in larger indexes. Scores do not
     /// depend on it: what is found in less than f32 is scored again from the database.
     pub vectors: Option<Precision>,
@@ -573,7 +575,7 @@ impl Retriever {
     /// Loads the saved graph, or says why a new one has to be built; what it lacks is linked aside. A large one is loaded
     /// aside too, after the first query: whoever asks only one would wait for it longer than for the scan.
     fn open_graph(&self) {
-        if Graph::bytes(&self.memory.dir) > LOADED_ASIDE {
+        if Graph::bytes(&self.memory.dir) > self.options.graph_waited_for {
             return self.memory.load_later();
         }
         let store = self.store();

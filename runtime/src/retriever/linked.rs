@@ -399,6 +399,14 @@ impl Memory {
 
     /// Saves graph and rows, each if it has changed much; `now`: unless somebody changes the index at this moment.
     pub(super) fn save(&self, now: bool) -> Result<(), RetrieverError> {
+        let _changing = loop {
+            match self.changing.try_lock_for(PATIENCE) {
+                Some(changing) => break changing,
+                None if now || self.stopping.load(Ordering::Relaxed) => return Ok(()),
+                None => {}
+            }
+        };
+        // Asked in turn: who waited for another one's saving has nothing to save, and finds the index free.
         let (graph, rows) = {
             let state = self.state.read();
             let unsaved = state.graph.as_ref().map_or(0, |linked| linked.unsaved);
@@ -407,13 +415,6 @@ impl Memory {
         if !graph && !rows {
             return Ok(());
         }
-        let _changing = loop {
-            match self.changing.try_lock_for(PATIENCE) {
-                Some(changing) => break changing,
-                None if now || self.stopping.load(Ordering::Relaxed) => return Ok(()),
-                None => {}
-            }
-        };
         let writer = self.writer()?;
         if graph {
             self.save_graph()?;
