@@ -30,6 +30,28 @@ pub struct Progress {
     pub total: usize,
 }
 
+/// Where vectors are stored.
+pub trait Target {
+    /// What [`Target::put`] would do with each document.
+    fn plan(&mut self, documents: &[Document]) -> Result<Vec<Change>, RetrieverError>;
+
+    /// Stores a batch, all of it or nothing; durable when it returns. Returns the places of records that came without a
+    /// vector and are not stored, because somebody has changed their texts meanwhile: these need one after all.
+    fn put(&mut self, records: &[Record<'_>]) -> Result<Vec<usize>, RetrieverError>;
+}
+
+impl Target for Writer {
+    fn plan(&mut self, documents: &[Document]) -> Result<Vec<Change>, RetrieverError> {
+        Ok(Self::plan(self, documents)?)
+    }
+
+    fn put(&mut self, records: &[Record<'_>]) -> Result<Vec<usize>, RetrieverError> {
+        // Nobody changes anything beside the one writer.
+        Self::put(self, records)?;
+        Ok(Vec::new())
+    }
+}
+
 /// The key of an index made with this bundle.
 pub fn index_key(bundle: &Bundle) -> IndexKey {
     let manifest = &bundle.manifest;
@@ -44,14 +66,14 @@ pub fn index_key(bundle: &Bundle) -> IndexKey {
 /// stay, and the call can be repeated.
 pub fn ingest(
     encoder: &Encoder,
-    writer: &mut Writer,
+    target: &mut impl Target,
     documents: &[Document],
     progress: &mut dyn FnMut(Progress),
 ) -> Result<AddReport, RetrieverError> {
     if let Some(id) = store::duplicate_id(documents) {
         return Err(RetrieverError::Duplicate { id: id.to_owned() });
     }
-    let plan = writer.plan(documents)?;
+    let plan = target.plan(documents)?;
     let count = |wanted: &[Change]| plan.iter().filter(|change| wanted.contains(change)).count();
     let report = AddReport {
         added: count(&[Change::Added]),
@@ -63,21 +85,32 @@ pub fn ingest(
     let total = changed.len();
     progress(Progress { done: 0, total });
     for (batch, changed) in changed.chunks(BATCH).enumerate() {
-        let mut passes = Vec::with_capacity(changed.len());
-        for (document, _) in changed.iter().filter(|(_, change)| *change != Change::Relabelled) {
-            let pass = encoder.bundle().prompter.document_pass(&document.contents());
-            passes.push(pass.map_err(|source| RetrieverError::Document { id: document.id.clone(), source })?);
+        let mut changed = changed.to_vec();
+        while !changed.is_empty() {
+            let missed = target.put(&encoded(encoder, &changed)?)?;
+            changed = missed.into_iter().map(|place| (changed[place].0, Change::Replaced)).collect();
         }
-        let mut vectors =
-            encoder.encode(&passes)?.into_iter().map(|e| encoder.bundle().folded.document(&e.latent));
-        let mut records = Vec::with_capacity(changed.len());
-        for &(document, change) in changed {
-            // encode() returns an embedding for each pass.
-            let vector = if change == Change::Relabelled { None } else { vectors.next() };
-            records.push(Record { document, vector });
-        }
-        writer.put(&records)?;
         progress(Progress { done: total.min((batch + 1) * BATCH), total });
     }
     Ok(report)
+}
+
+/// Records of a batch, with vectors where texts are new.
+fn encoded<'a>(
+    encoder: &Encoder,
+    changed: &[(&'a Document, Change)],
+) -> Result<Vec<Record<'a>>, RetrieverError> {
+    let mut passes = Vec::with_capacity(changed.len());
+    for (document, _) in changed.iter().filter(|(_, change)| *change != Change::Relabelled) {
+        let pass = encoder.bundle().prompter.document_pass(&document.contents());
+        passes.push(pass.map_err(|source| RetrieverError::Document { id: document.id.clone(), source })?);
+    }
+    let mut vectors =
+        encoder.encode(&passes)?.into_iter().map(|e| encoder.bundle().folded.document(&e.latent));
+    let record = |&(document, change): &(&'a Document, Change)| {
+        // encode() returns an embedding for each pass.
+        let vector = if change == Change::Relabelled { None } else { vectors.next() };
+        Record { document, vector }
+    };
+    Ok(changed.iter().map(record).collect())
 }

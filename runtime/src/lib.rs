@@ -1,5 +1,5 @@
 //! Answers queries on the device: a bundle written by `export`, ONNX Runtime, documents in SQLite, a usearch graph.
-//! No libtorch, no network.
+//! No libtorch, no network (but for feature `postgres`: an index in a database, which many servers share).
 //!
 //! ```no_run
 //! use runtime::retriever::{Options, Retriever};
@@ -23,6 +23,12 @@ pub mod filter;
 pub mod fuzz;
 pub mod index;
 pub mod ingest;
+pub mod place;
+#[cfg(feature = "postgres")]
+pub mod postgres;
+#[cfg(not(feature = "postgres"))]
+#[path = "postgres/absent.rs"]
+pub mod postgres;
 pub mod predictor;
 pub mod reranker;
 pub mod retriever;

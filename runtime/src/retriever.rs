@@ -6,39 +6,34 @@ use crate::encoder::{Encoder, EncoderError};
 use crate::filter::Filter;
 use crate::index::{Graph, GraphError, Measure};
 use crate::ingest::{self, AddReport, Progress};
+use crate::place::{Access, DatabaseOptions, DatabaseUrl, Place};
+use crate::postgres::{self, PostgresError};
 use crate::reranker::{Reranker, RerankerError};
-use crate::search::{self, EXACT_LIMIT, Scored};
+use crate::search::EXACT_LIMIT;
 use crate::selftest;
 use crate::session::SessionOptions;
 use crate::snapshot::{self, SnapshotError};
-use crate::store::{self, Store, StoreError, Writer};
+use crate::store::{self, StoreError, Writer};
 use crate::vectors::Precision;
-use fixedbitset::FixedBitSet;
 use models::files::{FileError, StagedDir};
 use models::fold::FoldedQuery;
 use models::prompt::PromptError;
 use serde::Serialize;
 use serde_json::Value;
 use std::collections::BTreeMap;
-use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+pub mod backend;
+mod directory;
 mod linked;
 mod recall;
 
-use self::linked::{Memory, State};
 pub use self::recall::GraphCheck;
-use parking_lot::RwLockReadGuard;
 
-/// Changed documents after which the graph is brought up to date and saved again. Fewer are scored one by one beside what it
-/// finds, which takes no time, where linking takes about a millisecond each.
-const SAVE_AFTER: usize = 500;
-/// Bytes of a graph that opening an index waits for: a tenth of a second.
-const LOADED_ASIDE: u64 = 100_000_000;
-/// What is done about a saved graph that is of no use.
-const REBUILDING: &str = "rebuilding the graph from documents.sqlite";
+use self::backend::{Backend, Ranked};
+use self::directory::Directory;
 
 /// Why a retriever cannot be opened, asked or filled.
 #[derive(Debug, thiserror::Error)]
@@ -55,6 +50,9 @@ pub enum RetrieverError {
     /// The index cannot be read or written.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The database cannot be reached, read or written.
+    #[error(transparent)]
+    Postgres(#[from] PostgresError),
     /// The graph cannot be built or searched.
     #[error(transparent)]
     Graph(#[from] GraphError),
@@ -127,6 +125,8 @@ pub struct Options {
     /// Precision of the vectors in memory; `None` is f32 where the exact scan answers, int8 in larger indexes. Scores do not
     /// depend on it: what is found in less than f32 is scored again from the database.
     pub vectors: Option<Precision>,
+    /// How a database is used, where the index is in one.
+    pub database: DatabaseOptions,
     /// Hears what a person should know and no caller needs to handle, e.g. that the graph is being rebuilt.
     pub notice: fn(&str),
 }
@@ -139,8 +139,9 @@ impl Default for Options {
             golden: selftest::QUICK,
             exact: false,
             graph_above: EXACT_LIMIT,
-            graph_waited_for: LOADED_ASIDE,
+            graph_waited_for: directory::LOADED_ASIDE,
             vectors: None,
+            database: DatabaseOptions::default(),
             notice,
         }
     }
@@ -270,10 +271,7 @@ pub type Facets = BTreeMap<String, Vec<(Value, usize)>>;
 #[derive(Debug)]
 pub struct Retriever {
     encoder: Encoder,
-    options: Options,
-    /// Taken before the memory's locks, never after them.
-    store: Mutex<Store>,
-    memory: Arc<Memory>,
+    backend: Box<dyn Backend>,
 }
 
 impl Retriever {
@@ -283,28 +281,37 @@ impl Retriever {
         store::existing(index)?;
         let bundle = Arc::new(Bundle::open(bundle)?);
         // Threads of their own: those of the search may be busy with the queries of a server that reloads.
-        let (encoder, loaded) = std::thread::scope(|scope| {
+        let (encoder, directory) = std::thread::scope(|scope| {
             let encoder = scope.spawn(|| open_encoder(Arc::clone(&bundle), &options));
-            let loaded = Store::open(index, &ingest::index_key(&bundle))
-                .map_err(RetrieverError::from)
-                .and_then(|store| load(index, store, &options));
+            let directory = Directory::open(index, &bundle, &options)?;
             // It ends abruptly only with a bug, which then is told as one.
             let encoder = encoder.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-            Ok::<_, RetrieverError>((encoder, loaded))
+            Ok::<_, RetrieverError>((encoder, directory))
         })?;
-        let ((store, state), encoder) = (loaded?, encoder?);
-        let memory = Memory::new(
-            index,
-            ingest::index_key(&bundle),
-            store.identity(),
-            Measure::of_bundle(&bundle),
-            options.notice,
-            if options.exact { usize::MAX } else { options.graph_above },
-            state,
-        );
-        let retriever = Self { encoder, options, store: Mutex::new(store), memory };
-        retriever.open_graph();
-        Ok(retriever)
+        let encoder = encoder?;
+        directory.open_graph();
+        Ok(Self { encoder, backend: Box::new(directory) })
+    }
+
+    /// [`Retriever::open`], wherever the index is.
+    pub fn open_place(bundle: &Path, index: &Place, options: Options) -> Result<Self, RetrieverError> {
+        match index {
+            Place::Directory(dir) => Self::open(bundle, dir, options),
+            Place::Database(url) => Self::open_database(bundle, url, Access::Existing, options),
+        }
+    }
+
+    /// Opens a bundle and an index in a database; with [`Access::Create`], its tables are made where they are missing.
+    pub fn open_database(
+        bundle: &Path,
+        url: &DatabaseUrl,
+        access: Access,
+        options: Options,
+    ) -> Result<Self, RetrieverError> {
+        let bundle = Arc::new(Bundle::open(bundle)?);
+        // The database first: it may refuse at once, and an encoder takes its time.
+        let backend = postgres::open(&bundle, url, access, &options)?;
+        Ok(Self { encoder: open_encoder(bundle, &options)?, backend })
     }
 
     /// Makes an index of these documents at `index`, which must not exist (an empty directory is fine). It appears when
@@ -325,7 +332,7 @@ impl Retriever {
         let report = ingest::ingest(&encoder, &mut writer, documents, progress)?;
         let count = writer.store().count()?;
         if count > options.graph_above {
-            let (rows, generation) = writer.store().load_in(precision(options, count))?;
+            let (rows, generation) = writer.store().load_in(directory::precision(options, count))?;
             snapshot::save(staged.path(), &rows, &generation)?;
             (options.notice)(&format!("building the graph over {} documents", rows.len()));
             Graph::build(&rows, Measure::of_bundle(encoder.bundle()))?.save(staged.path(), &generation)?;
@@ -371,23 +378,9 @@ impl Retriever {
             return Err(RetrieverError::ZeroResults);
         }
         let started = Instant::now();
-        self.refresh()?;
-        let (path, rough, mut ranked) = {
-            let state = self.state();
-            let rough = state.rows.precision() != Precision::F32;
-            let k = if rough { search::rough_results(wanted.k) } else { wanted.k };
-            let (path, ranked) = state.search(queries, k, wanted.filter.as_ref())?;
-            let keyed =
-                |found: &Vec<Scored>| found.iter().map(|s| (state.rows.key(s.row), s.score)).collect();
-            (path, rough, ranked.iter().map(keyed).collect::<Vec<Vec<(i64, f32)>>>())
-        };
-        if rough {
-            for (query, ranked) in queries.iter().zip(&mut ranked) {
-                *ranked = self.scored_exactly(query, ranked, wanted.k)?;
-            }
-        }
-        let hits = queries.iter().zip(&ranked).map(|(query, ranked)| self.hits(query, ranked, wanted));
-        let hits = hits.collect::<Result<Vec<_>, _>>()?;
+        let (path, ranked) = self.backend.search(queries, wanted)?;
+        let hits: Vec<Vec<Hit>> =
+            queries.iter().zip(ranked).map(|(query, ranked)| self.hits(query, ranked, wanted)).collect();
         let timing = Timing { search: share(started.elapsed(), queries.len()), ..Timing::default() };
         Ok(hits.into_iter().map(|results| Answer { results, timing, path }).collect())
     }
@@ -448,52 +441,42 @@ impl Retriever {
         documents: &[Document],
         progress: &mut dyn FnMut(Progress),
     ) -> Result<AddReport, RetrieverError> {
-        self.change(|writer| ingest::ingest(&self.encoder, writer, documents, progress))
+        self.backend.add(&self.encoder, documents, progress)
     }
 
     /// Removes documents and returns how many of them were there. When it returns, they stay removed after a power cut.
     pub fn remove<S: AsRef<str>>(&self, ids: &[S]) -> Result<usize, RetrieverError> {
-        self.change(|writer| Ok(writer.remove(ids)?.len()))
+        self.backend.remove(&ids.iter().map(AsRef::as_ref).collect::<Vec<&str>>())
     }
 
     /// Gives the room of removed documents back, on disk and in the graph.
     pub fn compact(&self) -> Result<(), RetrieverError> {
-        self.change(|writer| Ok(writer.compact()?))?;
-        self.memory.state.write().graph = None;
-        self.settle();
-        Ok(())
+        self.backend.compact()
     }
 
     /// A document by its id.
     pub fn document(&self, id: &str) -> Result<Option<Document>, RetrieverError> {
-        Ok(self.store().document_by_id(id)?)
+        self.backend.document(id)
     }
 
     /// A page of documents, in the order in which they came.
     pub fn documents(&self, offset: usize, limit: usize) -> Result<Vec<Document>, RetrieverError> {
-        Ok(self.store().documents(offset, limit)?)
+        self.backend.documents(offset, limit)
     }
 
     /// What documents can be filtered by: at most `most` values of each field.
     pub fn facets(&self, most: usize) -> Result<Facets, RetrieverError> {
-        self.refresh()?;
-        let state = self.state();
-        Ok(state.rows.columns().facets(state.rows.live(), most))
+        self.backend.facets(most)
     }
 
     /// What it holds.
     pub fn stats(&self) -> Result<Stats, RetrieverError> {
-        self.refresh()?;
-        let state = self.state();
-        Ok(Stats {
-            documents: state.rows.len(),
-            dimensions: state.rows.dimensions(),
-            vector_bytes: state.rows.bytes(),
-            vector_precision: state.rows.precision(),
-            generation: state.generation.number,
-            graph_vectors: state.graph.as_ref().map(|linked| linked.graph.read().len()),
-            document_digest: self.encoder.bundle().manifest.document_digest.clone(),
-        })
+        self.backend.stats()
+    }
+
+    /// Where the index is, for people: a directory, or a database's URL without its password.
+    pub fn place(&self) -> String {
+        self.backend.place()
     }
 
     /// The encoder, for embeddings of one's own.
@@ -504,218 +487,55 @@ impl Retriever {
     /// Saves the graph if it has changed much; small changes are cheaper to repeat at the next start. A change that is under
     /// way is not waited for.
     pub fn save(&self) -> Result<(), RetrieverError> {
-        self.memory.save(true)
+        self.backend.save()
     }
 
     /// Waits until the graph, if one is wanted, has nearly every document, and saves it if it has changed much: for
     /// whoever ends. Nobody else waits for the graph; it is built and brought up to date aside.
     pub fn settle(&self) {
-        self.memory.link_all(SAVE_AFTER);
-        // The documents are safe; the graph will be caught up with, or built again.
-        if let Err(error) = self.memory.save(false) {
-            (self.options.notice)(&format!("the graph is not saved: {error}"));
-        }
+        self.backend.settle(true);
     }
 
-    fn store(&self) -> MutexGuard<'_, Store> {
-        self.store.lock().unwrap_or_else(PoisonError::into_inner)
+    /// The same for whoever has only asked: a large graph that was saved and not needed stays unread.
+    pub fn settle_after_query(&self) {
+        self.backend.settle(false);
     }
 
-    fn state(&self) -> RwLockReadGuard<'_, State> {
-        self.memory.state.read()
-    }
-
-    /// Writes under the lock of the one writer; what was written is in memory when it returns.
-    fn change<T>(
-        &self,
-        change: impl FnOnce(&mut Writer) -> Result<T, RetrieverError>,
-    ) -> Result<T, RetrieverError> {
-        let _changing = self.memory.changing.lock();
-        let mut writer = self.memory.writer()?;
-        let changed = change(&mut writer);
-        // Also after an error: some batches may be in.
-        self.refresh()?;
-        let closed = writer.close();
-        let changed = changed?;
-        closed?;
-        // What went into files that were taken away meanwhile must not be called durable.
-        if self.memory.identity.is_at(&self.memory.dir) {
-            Ok(changed)
-        } else {
-            Err(RetrieverError::Replaced { dir: self.memory.dir.clone() })
-        }
-    }
-
-    /// Reads what this or any other process has changed.
-    fn refresh(&self) -> Result<(), RetrieverError> {
-        let mut store = self.store();
-        store.follow(&self.memory.key);
-        let since = self.state().generation.number;
-        if store.generation()?.number != since {
-            let mut state = self.memory.state.write();
-            match store.update(&mut state.rows, since) {
-                Ok((changes, now)) => state.note(&changes, now),
-                Err(StoreError::Forgotten { .. }) => {
-                    // Others go on with what there was.
-                    drop(state);
-                    let precision = self.state().rows.precision();
-                    let (rows, now) = store.load_in(precision)?;
-                    self.memory.state.write().replace(rows, now);
-                }
-                Err(error) => return Err(error.into()),
-            }
-        }
-        drop(store);
-        if !self.memory.is_first() {
-            self.memory.link_aside();
-        }
-        Ok(())
-    }
-
-    /// Loads the saved graph, or says why a new one has to be built; what it lacks is linked aside. A large one is loaded
-    /// aside too, after the first query: whoever asks only one would wait for it longer than for the scan.
-    fn open_graph(&self) {
-        if Graph::bytes(&self.memory.dir) > self.options.graph_waited_for {
-            return self.memory.load_later();
-        }
-        let store = self.store();
-        let mut state = self.memory.state.write();
-        if self.memory.wants_graph(&state.rows) {
-            match linked::saved_graph(&self.memory, &store, state.rows.len()) {
-                Ok(linked) => state.graph = Some(linked),
-                Err(reason) => (self.options.notice)(&format!("{reason}; {REBUILDING}")),
-            }
-        }
-        drop((state, store));
-        self.memory.link_aside();
-    }
-
-    /// The best `k` of what a rough scan found, by their vectors as they were stored.
-    fn scored_exactly(
-        &self,
-        query: &FoldedQuery,
-        found: &[(i64, f32)],
-        k: usize,
-    ) -> Result<Vec<(i64, f32)>, RetrieverError> {
-        let store = self.store();
-        let mut scored = Vec::with_capacity(found.len());
-        for (key, _) in found {
-            // A document that was removed meanwhile is not shown.
-            if let Some((id, vector)) = store.vector(*key)? {
-                scored.push((query.score(&vector), id, *key));
-            }
-        }
-        scored.sort_by(|a, b| b.0.total_cmp(&a.0).then_with(|| b.1.cmp(&a.1)));
-        scored.truncate(k);
-        Ok(scored.into_iter().map(|(score, _, key)| (key, score)).collect())
-    }
-
-    fn hits(
-        &self,
-        &FoldedQuery { constant, .. }: &FoldedQuery,
-        ranked: &[(i64, f32)],
-        wanted: &Wanted,
-    ) -> Result<Vec<Hit>, RetrieverError> {
-        let calibration = self.encoder.bundle().manifest.calibration;
-        let store = self.store();
-        let mut hits = Vec::with_capacity(ranked.len());
-        for &(key, score) in ranked {
-            // A document that was removed meanwhile is not shown.
-            if let Some(Document { id, title, text, metadata }) = store.document(key)? {
-                let pair = score - constant;
-                let explanation =
-                    Explanation { query: constant, pair, scale: calibration.scale, bias: calibration.bias };
-                hits.push(Hit {
-                    id,
-                    title,
-                    text,
-                    metadata,
-                    score,
-                    rerank_score: None,
-                    probability: calibration.probability(pair),
-                    explanation: wanted.explain.then_some(explanation),
-                });
-            }
-        }
-        Ok(hits)
-    }
-}
-
-impl Drop for Retriever {
-    fn drop(&mut self) {
-        self.memory.stop();
-    }
-}
-
-impl State {
-    fn search(
+    /// Measures the graph against the exact scan; `None` where no graph answers. With `least`, the graph looks wider until it
+    /// finds that share, or as wide as it goes. What was found is kept in the index.
+    pub fn check_graph(
         &self,
         queries: &[FoldedQuery],
         k: usize,
-        filter: Option<&Filter>,
-    ) -> Result<(SearchPath, Vec<Vec<Scored>>), GraphError> {
-        let rows = &self.rows;
-        let selected: Option<FixedBitSet> = filter.map(|filter| rows.select(filter));
-        let selected = selected.as_ref();
-        if let Some(linked) = &self.graph
-            && let Some(ranked) = linked.search(queries, rows, k, selected)?
-        {
-            return Ok((SearchPath::Graph, ranked));
-        }
-        Ok((SearchPath::Exact, search::exact(queries, rows, k, selected)))
+        least: Option<f64>,
+    ) -> Result<Option<GraphCheck>, RetrieverError> {
+        self.backend.check_graph(queries, k, least)
+    }
+
+    fn hits(&self, &FoldedQuery { constant, .. }: &FoldedQuery, ranked: Ranked, wanted: &Wanted) -> Vec<Hit> {
+        let calibration = self.encoder.bundle().manifest.calibration;
+        let hit = |(Document { id, title, text, metadata }, score): (Document, f32)| {
+            let pair = score - constant;
+            let explanation =
+                Explanation { query: constant, pair, scale: calibration.scale, bias: calibration.bias };
+            Hit {
+                id,
+                title,
+                text,
+                metadata,
+                score,
+                rerank_score: None,
+                probability: calibration.probability(pair),
+                explanation: wanted.explain.then_some(explanation),
+            }
+        };
+        ranked.into_iter().map(hit).collect()
     }
 }
 
 /// Each text's share of a time, in milliseconds; microseconds are as fine as anybody wants to read.
 fn share(time: Duration, texts: usize) -> f64 {
     (time.as_secs_f64() * 1e6 / texts.max(1) as f64).round() / 1e3
-}
-
-/// Precision of an index of this many documents.
-fn precision(options: &Options, documents: usize) -> Precision {
-    let fitting = if documents > options.graph_above { Precision::Int8 } else { Precision::F32 };
-    options.vectors.unwrap_or(fitting)
-}
-
-/// The rows: of a large index from its snapshot and what came after it, else, and of any other, from the database.
-fn load(dir: &Path, store: Store, options: &Options) -> Result<(Store, State), RetrieverError> {
-    let count = store.count()?;
-    let mut unmapped = count;
-    if count > options.graph_above {
-        match saved_rows(dir, &store, options.vectors) {
-            Ok(Some(state)) => return Ok((store, state)),
-            Ok(None) => (),
-            // It serves those who did not ask for another; so it is left as it is.
-            Err(RetrieverError::Snapshot(SnapshotError::Precision { .. })) => unmapped = 0,
-            Err(reason) => (options.notice)(&format!("{reason}; reading all vectors from documents.sqlite")),
-        }
-    }
-    let (rows, generation) = store.load_in(precision(options, count))?;
-    Ok((store, State::new(rows, generation, unmapped)))
-}
-
-/// The snapshot on disk brought up to date; `None` where there is none, an error says why it is of no use.
-fn saved_rows(
-    dir: &Path,
-    store: &Store,
-    precision: Option<Precision>,
-) -> Result<Option<State>, RetrieverError> {
-    let (mut rows, generation) = match snapshot::open(dir, store.dimensions(), precision) {
-        Err(SnapshotError::File(FileError::Io { source, .. })) if source.kind() == ErrorKind::NotFound => {
-            return Ok(None);
-        }
-        opened => opened?,
-    };
-    if !store.has_been_at(&generation)? {
-        let reason = format!(
-            "of generation {}, where documents.sqlite has never been, or long ago",
-            generation.number
-        );
-        return Err(SnapshotError::Unfit { file: dir.join(snapshot::FILE_NAME), reason }.into());
-    }
-    let (changes, now) = store.update(&mut rows, generation.number)?;
-    rows.compact();
-    Ok(Some(State::new(rows, now, changes.put.len() + changes.removed.len())))
 }
 
 fn open_encoder(bundle: Arc<Bundle>, options: &Options) -> Result<Encoder, RetrieverError> {

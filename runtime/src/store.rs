@@ -654,7 +654,7 @@ impl Writer {
 
 impl IndexKey {
     /// What differs in words, name in the table, value.
-    fn entries(&self) -> impl Iterator<Item = (&'static str, &'static str, String)> {
+    pub(crate) fn entries(&self) -> impl Iterator<Item = (&'static str, &'static str, String)> {
         let form = match self.form {
             Form::Relu => "relu",
             Form::Gated => "gated",
@@ -701,7 +701,7 @@ fn lock(dir: &Path) -> Result<File, StoreError> {
 const NO_METADATA: &str = "{}";
 
 /// Metadata as it is stored and digested.
-fn written(metadata: &Metadata) -> String {
+pub(crate) fn written(metadata: &Metadata) -> String {
     if metadata.is_empty() {
         return NO_METADATA.to_owned();
     }
@@ -742,7 +742,7 @@ fn forget_old_generations(
 }
 
 /// SHA-256 over id, title, text and metadata.
-fn digest(Document { id, title, text, .. }: &Document, metadata: &str) -> String {
+pub(crate) fn digest(Document { id, title, text, .. }: &Document, metadata: &str) -> String {
     files::sha256_parts([id.as_bytes(), title.as_bytes(), text.as_bytes(), metadata.as_bytes()])
 }
 

@@ -1,9 +1,10 @@
 //! `runtime check`: how much of what the exact scan finds the graph finds.
 
+use super::place::{DatabaseArgs, IndexArgs};
 use crate::{Global, Outcome};
 use anyhow::{Context, bail};
 use models::fold::FoldedQuery;
-use runtime::retriever::Retriever;
+use runtime::retriever::{Options, Retriever};
 use runtime::search::EXACT_LIMIT;
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -16,9 +17,10 @@ pub struct Args {
     /// Bundle directory that the index was made with
     #[arg(long, value_name = "DIR")]
     bundle: PathBuf,
-    /// Index directory
-    #[arg(long, value_name = "DIR")]
-    index: PathBuf,
+    #[command(flatten)]
+    index: IndexArgs,
+    #[command(flatten)]
+    database: DatabaseArgs,
     /// Queries: JSON lines with `_id` and `text`, or a folder in BEIR layout [default: documents of the index, asked for by
     /// their own titles or texts]
     #[arg(long, value_name = "FILE")]
@@ -44,7 +46,8 @@ pub fn run(args: &Args, global: &Global) -> anyhow::Result<Outcome> {
     {
         bail!("--recall {recall} is not a share between 0 and 1");
     }
-    let retriever = Retriever::open(&args.bundle, &args.index, global.options())?;
+    let options = Options { database: args.database.options()?, ..global.options() };
+    let retriever = Retriever::open_place(&args.bundle, &args.index.place()?, options)?;
     let documents = retriever.stats()?.documents;
     let texts = super::sample::query_texts(&retriever, args.queries.as_deref(), args.sample)?;
     let encoder = retriever.encoder();

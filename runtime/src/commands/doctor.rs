@@ -1,5 +1,6 @@
 //! `runtime doctor`: tells what works on this machine, a line for each thing, and what to do about the rest.
 
+use super::place::{DatabaseArgs, place};
 use crate::{Global, Outcome};
 use anyhow::Context;
 use runtime::bundle::Bundle;
@@ -7,8 +8,11 @@ use runtime::cpu;
 use runtime::encoder::Encoder;
 use runtime::index::{Graph, Measure};
 use runtime::ingest;
+use runtime::place::{Access, DatabaseUrl, Place};
+use runtime::postgres;
 use runtime::predictor::Predictor;
 use runtime::reranker::Reranker;
+use runtime::retriever::Options;
 use runtime::search::EXACT_LIMIT;
 use runtime::selftest::{self, Measured};
 use runtime::session::{self, SessionOptions};
@@ -27,6 +31,11 @@ pub struct Args {
     /// Index directory, as written by `runtime index`
     #[arg(long, value_name = "DIR")]
     index: Option<PathBuf>,
+    /// Index in a PostgreSQL database with pgvector: postgres://USER@HOST:PORT/DATABASE, the password in PGPASSWORD
+    #[arg(long, value_name = "URL", conflicts_with = "index")]
+    store: Option<DatabaseUrl>,
+    #[command(flatten)]
+    database: DatabaseArgs,
     /// Reranker's bundle, as written by `export --reranker`
     #[arg(long, value_name = "DIR")]
     reranker: Option<PathBuf>,
@@ -59,7 +68,7 @@ impl Findings {
 /// What depends on something that failed is not tried.
 pub fn run(args: &Args, global: &Global) -> anyhow::Result<Outcome> {
     let mut findings = Findings { failed: false };
-    let options = global.options();
+    let options = Options { database: args.database.options()?, ..global.options() };
     let cores = cpu::physical_cores();
     findings.line(true, "processor", format!("{cores} physical cores, {}", cpu::features().join(" ")))?;
     let library = findings.take("onnxruntime", session::load(global.ort_dylib.as_deref()))?;
@@ -96,8 +105,10 @@ pub fn run(args: &Args, global: &Global) -> anyhow::Result<Outcome> {
     if let (Some(dir), Some(_)) = (&args.reranker, &library) {
         check_reranker(&mut findings, dir, &options.session)?;
     }
-    if let Some(index) = &args.index {
-        check_index(&mut findings, &bundle, index)?;
+    match place(args.index.as_ref(), args.store.as_ref()) {
+        Some(Place::Directory(index)) => check_index(&mut findings, &bundle, &index)?,
+        Some(Place::Database(url)) => check_database(&mut findings, &bundle, &url, &options)?,
+        None => {}
     }
     Ok(if findings.failed { Outcome::Failed } else { Outcome::Done })
 }
@@ -145,6 +156,28 @@ fn golden_lines(findings: &mut Findings, measured: Vec<Measured>) -> anyhow::Res
         )?;
     }
     Ok(())
+}
+
+fn check_database(
+    findings: &mut Findings,
+    bundle: &Bundle,
+    url: &DatabaseUrl,
+    options: &Options,
+) -> anyhow::Result<()> {
+    let opened = postgres::open(bundle, url, Access::Existing, options).and_then(|database| {
+        let stats = database.stats()?;
+        Ok((database.place(), stats))
+    });
+    let Some((place, stats)) = findings.take("index", opened)? else { return Ok(()) };
+    let (documents, generation) = (stats.documents, stats.generation);
+    findings.line(true, "index", format!("{place}, {documents} documents, generation {generation}"))?;
+    let graph = match stats.graph_vectors {
+        Some(vectors) => {
+            format!("{vectors} vectors, asked above {EXACT_LIMIT} documents (`runtime check` measures it)")
+        }
+        None => "none: pgvector's take fewer dimensions; every document is scanned".to_owned(),
+    };
+    findings.line(true, "graph", graph)
 }
 
 fn check_index(findings: &mut Findings, bundle: &Bundle, dir: &Path) -> anyhow::Result<()> {

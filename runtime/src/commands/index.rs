@@ -1,11 +1,13 @@
 //! `runtime index`: documents into an index, new or existing.
 
+use super::place::DatabaseArgs;
 use crate::{Global, Outcome};
-use anyhow::Context;
+use anyhow::{Context, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use runtime::document::Source;
 use runtime::ingest::{AddReport, Progress};
-use runtime::retriever::Retriever;
+use runtime::place::{Access, DatabaseUrl};
+use runtime::retriever::{Options, Retriever};
 use runtime::store;
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -23,28 +25,52 @@ pub struct Args {
     /// metadata); a folder in BEIR layout; `-` for JSON lines on stdin
     #[arg(long, value_name = "FILE")]
     documents: PathBuf,
+    #[command(flatten)]
+    out: OutArgs,
+    #[command(flatten)]
+    database: DatabaseArgs,
+}
+
+/// One of the two.
+#[derive(Debug, clap::Args)]
+#[group(required = true, multiple = false)]
+struct OutArgs {
     /// Index directory: created, or added to where it exists
     #[arg(long, value_name = "DIR")]
-    out: PathBuf,
+    out: Option<PathBuf>,
+    /// Index in a PostgreSQL database with pgvector, its tables created where they are missing:
+    /// postgres://USER@HOST:PORT/DATABASE, the password in PGPASSWORD
+    #[arg(long, value_name = "URL")]
+    store: Option<DatabaseUrl>,
 }
 
 /// Reads all documents before it opens anything else, so that a broken line costs nothing.
 pub fn run(args: &Args, global: &Global) -> anyhow::Result<Outcome> {
     let documents = Source::of(&args.documents).read()?;
-    let options = global.options();
+    let options = Options { database: args.database.options()?, ..global.options() };
     let bar = ProgressBar::hidden();
     let mut started = None;
     let mut progress = |progress: Progress| {
         started.get_or_insert_with(Instant::now);
         show(&bar, progress);
     };
-    let report = if args.out.join(store::FILE_NAME).exists() {
-        let retriever = Retriever::open(&args.bundle, &args.out, options)?;
-        let report = retriever.add_with(&documents, &mut progress)?;
-        retriever.settle();
-        report
-    } else {
-        Retriever::create(&args.bundle, &args.out, &documents, &options, &mut progress)?
+    let (report, place) = match (&args.out.out, &args.out.store) {
+        (Some(out), _) => {
+            let report = if out.join(store::FILE_NAME).exists() {
+                let retriever = Retriever::open(&args.bundle, out, options)?;
+                let report = retriever.add_with(&documents, &mut progress)?;
+                retriever.settle();
+                report
+            } else {
+                Retriever::create(&args.bundle, out, &documents, &options, &mut progress)?
+            };
+            (report, out.display().to_string())
+        }
+        (None, Some(url)) => {
+            let retriever = Retriever::open_database(&args.bundle, url, Access::Create, options)?;
+            (retriever.add_with(&documents, &mut progress)?, retriever.place())
+        }
+        (None, None) => bail!("name the index: --out DIR or --store URL"),
     };
     bar.finish_and_clear();
     let AddReport { added, replaced, unchanged } = report;
@@ -53,7 +79,7 @@ pub fn run(args: &Args, global: &Global) -> anyhow::Result<Outcome> {
     eprintln!(
         "runtime: {added} added, {replaced} replaced, {unchanged} unchanged in {seconds:.1} s ({rate:.0} documents/s)"
     );
-    writeln!(io::stdout(), "{}", args.out.display()).context("cannot write to stdout")?;
+    writeln!(io::stdout(), "{place}").context("cannot write to stdout")?;
     Ok(Outcome::Done)
 }
 

@@ -4,6 +4,7 @@ pub mod bench;
 pub mod check;
 pub mod doctor;
 pub mod index;
+pub mod place;
 pub mod query;
 pub mod remove;
 mod sample;

@@ -1,5 +1,6 @@
 //! `runtime query`: one query for a person or a program, a stream of them on stdin, or a file of them to a run file.
 
+use super::place::{DatabaseArgs, IndexArgs};
 use crate::{Global, Outcome};
 use anyhow::{Context, bail};
 use models::beir::{self, Query};
@@ -22,9 +23,10 @@ pub struct Args {
     /// Bundle directory, as written by `export --onnx`
     #[arg(long, value_name = "DIR")]
     bundle: PathBuf,
-    /// Index directory, as written by `runtime index`
-    #[arg(long, value_name = "DIR")]
-    index: PathBuf,
+    #[command(flatten)]
+    index: IndexArgs,
+    #[command(flatten)]
+    database: DatabaseArgs,
     /// The query
     #[arg(
         value_name = "TEXT",
@@ -116,9 +118,9 @@ pub fn run(args: &Args, global: &Global) -> anyhow::Result<Outcome> {
     if args.rerank == 0 {
         bail!("--rerank is 0; let the reranker read at least 1 document");
     }
-    let options = Options { exact: args.exact, ..global.options() };
+    let options = Options { exact: args.exact, database: args.database.options()?, ..global.options() };
     let (session, golden) = (options.session.clone(), options.golden);
-    let retriever = Retriever::open(&args.bundle, &args.index, options)?;
+    let retriever = Retriever::open_place(&args.bundle, &args.index.place()?, options)?;
     let reranker = match &args.reranker {
         None => None,
         Some(dir) => {
@@ -159,7 +161,7 @@ pub fn run(args: &Args, global: &Global) -> anyhow::Result<Outcome> {
     }
     // The answer is out; a graph that has to be built is there for the next one.
     out.flush().context("cannot write to stdout")?;
-    answerer.retriever.settle();
+    answerer.retriever.settle_after_query();
     Ok(outcome)
 }
 

@@ -1,7 +1,9 @@
 //! `runtime serve`: answers over HTTP until it is told to stop.
 
+use super::place::{DatabaseArgs, IndexArgs};
 use crate::{Global, Outcome};
 use anyhow::{Context, bail};
+use runtime::retriever::Options;
 use runtime::serve::{App, Connections, Limits, Paths, Signals, serve};
 use std::env::VarError;
 use std::fs;
@@ -25,9 +27,10 @@ pub struct Args {
     /// Bundle directory, as written by `export --onnx`
     #[arg(long, value_name = "DIR")]
     bundle: PathBuf,
-    /// Index directory, as written by `runtime index`
-    #[arg(long, value_name = "DIR")]
-    index: PathBuf,
+    #[command(flatten)]
+    index: IndexArgs,
+    #[command(flatten)]
+    database: DatabaseArgs,
     /// Reranker's bundle, as written by `export --reranker`: for `rerank` of a query, and for the rerank routes
     #[arg(long, value_name = "DIR")]
     reranker: Option<PathBuf>,
@@ -106,8 +109,9 @@ pub fn run(args: &Args, global: &Global) -> anyhow::Result<Outcome> {
         items: args.max_items,
         rerank: args.max_rerank,
     };
-    let (bundle, index, reranker) = (args.bundle.clone(), args.index.clone(), args.reranker.clone());
+    let (bundle, index, reranker) = (args.bundle.clone(), args.index.place()?, args.reranker.clone());
     let paths = Paths { bundle, index, reranker };
+    let options = Options { database: args.database.options()?, ..global.options() };
     let workers = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         // A thread for each place, and some for what the server itself has to do.
@@ -119,7 +123,7 @@ pub fn run(args: &Args, global: &Global) -> anyhow::Result<Outcome> {
     let listener = workers
         .block_on(TcpListener::bind(args.listen))
         .with_context(|| format!("cannot listen on {} (--listen)", args.listen))?;
-    let app = Arc::new(App::open(paths, global.options(), limits, key.as_deref(), hosts)?);
+    let app = Arc::new(App::open(paths, options, limits, key.as_deref(), hosts)?);
     let signals = Signals::default();
     workers.block_on(async {
         listen_to_signals(&signals)?;

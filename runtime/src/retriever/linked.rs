@@ -1,7 +1,8 @@
 //! The graph beside the rows, which nobody waits for: what it lacks is scored one by one, and linked in small steps between
 //! queries; a whole one is built aside from copies, while the exact scan answers, and put in place when it is whole.
 
-use super::{REBUILDING, RetrieverError, SAVE_AFTER};
+use super::RetrieverError;
+use super::directory::{REBUILDING, SAVE_AFTER};
 use crate::index::{Graph, GraphError, Measure, SIDECAR_NAME};
 use crate::search::{self, Rows, Scored};
 use crate::snapshot;
@@ -319,6 +320,11 @@ impl Memory {
     pub(super) fn load_later(&self) {
         self.unloaded.store(true, Ordering::Relaxed);
         self.first.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the saved graph has not been loaded yet.
+    pub(super) fn is_unloaded(&self) -> bool {
+        self.unloaded.load(Ordering::Relaxed)
     }
 
     /// Whether this is the query that a graph to be loaded is not loaded for.

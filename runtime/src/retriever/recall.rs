@@ -1,6 +1,9 @@
 //! How much of what the exact scan finds the graph finds, measured on an index's own vectors, and how wide it has to look.
 
-use super::{Retriever, RetrieverError, SAVE_AFTER};
+use super::RetrieverError;
+use super::backend::Backend;
+use super::directory::{Directory, SAVE_AFTER};
+use super::linked::State;
 use crate::index::{Recall, WIDEST};
 use crate::search;
 use models::fold::FoldedQuery;
@@ -20,10 +23,9 @@ pub struct GraphCheck {
     pub graph_ms: f64,
 }
 
-impl Retriever {
-    /// Measures the graph against the exact scan; `None` where no graph answers. With `least`, the graph looks wider until it
-    /// finds that share, or as wide as it goes. What was found is kept in the index.
-    pub fn check_graph(
+impl Directory {
+    /// See [`super::Retriever::check_graph`].
+    pub(super) fn measure_graph(
         &self,
         queries: &[FoldedQuery],
         k: usize,
@@ -32,7 +34,7 @@ impl Retriever {
         self.refresh()?;
         self.memory.link_all(1);
         let mut state = self.memory.state.write();
-        let super::State { rows, graph: Some(linked), .. } = &mut *state else { return Ok(None) };
+        let State { rows, graph: Some(linked), .. } = &mut *state else { return Ok(None) };
         let mut graph = linked.graph.write();
         let started = Instant::now();
         let exact: Vec<_> = queries

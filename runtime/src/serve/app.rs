@@ -4,6 +4,7 @@ use super::batch::Batcher;
 use super::error::ApiError;
 use super::metrics::Metrics;
 use crate::encoder::{Embedding, EncoderError};
+use crate::place::Place;
 use crate::reranker::{Reranker, RerankerError};
 use crate::retriever::{Options, Retriever, RetrieverError};
 use models::files::sha256_parts;
@@ -21,7 +22,7 @@ pub struct Paths {
     /// Bundle of the student.
     pub bundle: PathBuf,
     /// Index made with it.
-    pub index: PathBuf,
+    pub index: Place,
     /// Bundle of the teacher, where it reranks.
     pub reranker: Option<PathBuf>,
 }
@@ -248,7 +249,7 @@ fn digest(key: &str) -> String {
 fn load(paths: &Paths, options: &Options) -> anyhow::Result<Loaded> {
     use anyhow::Context;
     let retriever: Result<Retriever, RetrieverError> =
-        Retriever::open(&paths.bundle, &paths.index, options.clone());
+        Retriever::open_place(&paths.bundle, &paths.index, options.clone());
     let open = |dir: &PathBuf| -> anyhow::Result<Reranker> {
         let opened: Result<Reranker, RerankerError> =
             Reranker::open_proven(dir, &options.session, options.golden);

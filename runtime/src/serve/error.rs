@@ -43,6 +43,8 @@ pub enum ApiError {
     Stopping,
     /// Another process writes, or has put another index in this one's place.
     Busy(String),
+    /// The database does not answer now.
+    Unavailable(String),
     /// Our fault.
     Backend(String),
 }
@@ -89,6 +91,7 @@ impl IntoResponse for ApiError {
                 (StatusCode::SERVICE_UNAVAILABLE, "Unhealthy", "the server is stopping".to_owned())
             }
             Self::Busy(error) => (StatusCode::CONFLICT, "Busy", error),
+            Self::Unavailable(error) => (StatusCode::SERVICE_UNAVAILABLE, "Unhealthy", error),
             Self::Backend(error) => (StatusCode::INTERNAL_SERVER_ERROR, "Backend", error),
         };
         (status, Json(ErrorBody { error, error_type })).into_response()
@@ -105,6 +108,8 @@ impl From<RetrieverError> for ApiError {
             | RetrieverError::ZeroResults => Self::Validation(text),
             RetrieverError::Store(StoreError::Writer { .. } | StoreError::Locked { .. })
             | RetrieverError::Replaced { .. } => Self::Busy(text),
+            RetrieverError::Postgres(error) if error.is_invalid() => Self::Validation(text),
+            RetrieverError::Postgres(error) if error.is_unavailable() => Self::Unavailable(text),
             _ => Self::Backend(text),
         }
     }
