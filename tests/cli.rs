@@ -216,6 +216,10 @@ fn wrong_turns_are_refused_in_one_sentence() {
     query(&bundle, &shared.path("index"), &["  "]).refused(&["the query is empty"]);
     query(&bundle, &shared.path("index"), &["dusk", "-k", "0"]).refused(&["-k is 0"]);
     query(&bundle, &shared.path("index"), &[]).refused(&["TEXT"]);
+    let store = ["query", "--bundle", text(&bundle), "--store", "postgres://robot:s3cret@db/skills", "dusk"];
+    let refused = run("runtime", &store);
+    assert!(!refused.stderr.contains("s3cret"), "{}", refused.stderr);
+    refused.refused(&["built without databases", "--features postgres"]);
     query(&bundle, &shared.path("index"), &["dusk", "--ort-dylib", text(&corpus)])
         .refused(&["corpus.jsonl", "cannot be loaded as ONNX Runtime"]);
     query(&bundle, &shared.path("index"), &["dusk", "--ort-dylib", text(&at("lib.so"))])

@@ -63,10 +63,15 @@ pub struct Server {
 impl Server {
     /// Starts on the `bundle` and `index` of a directory, with more arguments.
     pub fn start(dir: &Path, more: &[&str]) -> Self {
-        let mut child = program("runtime")
-            .args(["serve", "--bundle", text(&dir.join("bundle")), "--index", text(&dir.join("index"))])
+        let mut command = program("runtime");
+        command.args(["serve", "--bundle", text(&dir.join("bundle")), "--index", text(&dir.join("index"))]);
+        Self::of(command.args(more))
+    }
+
+    /// A prepared `runtime serve`, told to listen on a free port.
+    pub fn of(command: &mut Command) -> Self {
+        let mut child = command
             .args(["--listen", "127.0.0.1:0", "--skip-self-test"])
-            .args(more)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
