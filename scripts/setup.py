@@ -104,6 +104,9 @@ SMOLLM2 = Wheel(
 # (triton, sympy, ...). pip checks these against the registry's own digests.
 NVIDIA = [
     "nvidia-cublas==13.1.1.3",
+    # Headers alone: CUDA's own include them, and train/c10d is compiled against those.
+    "nvidia-cuda-cccl==13.0.85",
+    "nvidia-cuda-crt==13.0.88",
     "nvidia-cuda-cupti==13.0.85",
     "nvidia-cuda-nvrtc==13.0.88",
     "nvidia-cuda-runtime==13.0.96",
