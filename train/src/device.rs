@@ -1,5 +1,6 @@
 //! Flags shared by all commands that run the model.
 
+use crate::ranks::Place;
 use anyhow::{Result, bail};
 use models::torch::{LoraConfig, OpenOptions};
 use tch::{Cuda, Device, Kind};
@@ -7,7 +8,7 @@ use tch::{Cuda, Device, Kind};
 /// Where and in which arithmetic the model runs.
 #[derive(Debug, Clone, clap::Args)]
 pub struct DeviceArgs {
-    /// cpu, or cuda:N
+    /// cpu, cuda:N, or cuda: the first GPU, and with torchrun a GPU for each process
     #[arg(long, default_value = "cpu", global = true)]
     pub device: String,
     /// Arithmetic of the model's blocks (parameters stay f32)
@@ -68,7 +69,7 @@ impl DeviceArgs {
             Compute::F32 => Kind::Float,
             Compute::Bf16 => Kind::BFloat16,
         };
-        Ok(OpenOptions { device: parse(&self.device)?, compute, lora })
+        Ok(OpenOptions { device: parse(&self.device, Place::from_environment()?.as_ref())?, compute, lora })
     }
 }
 
@@ -104,17 +105,25 @@ fn has_bf16_flag(line: &str) -> bool {
     line.split_whitespace().any(|flag| flag == "amx_bf16")
 }
 
-fn parse(name: &str) -> Result<Device> {
+fn parse(name: &str, place: Option<&Place>) -> Result<Device> {
     if name == "cpu" {
         return Ok(Device::Cpu);
     }
     let index = match name {
-        "cuda" => Some(0),
+        "cuda" => Some(place.map_or(0, |place| place.local_rank)),
         _ => name.strip_prefix("cuda:").and_then(|index| index.parse::<usize>().ok()),
     };
     let Some(index) = index else {
         bail!("--device `{name}`: expected cpu or cuda:N");
     };
+    if let Some(place) = place
+        && name != "cuda"
+        && place.local_size.is_none_or(|size| size > 1)
+    {
+        bail!(
+            "--device {name} puts several processes on one GPU; with --device cuda each has one of its own"
+        );
+    }
     let found = Cuda::device_count();
     if index as i64 >= found {
         bail!(
@@ -151,8 +160,21 @@ mod tests {
     /// A typing error in --device must not silently train on the CPU.
     #[test]
     fn devices_are_parsed_or_refused() {
-        assert_eq!(parse("cpu").unwrap(), Device::Cpu);
-        assert!(parse("gpu").unwrap_err().to_string().contains("expected cpu or cuda:N"));
-        assert!(parse("cuda:97").unwrap_err().to_string().contains("cuda:97"));
+        assert_eq!(parse("cpu", None).unwrap(), Device::Cpu);
+        let refused = |name, place| parse(name, place).unwrap_err().to_string();
+        assert!(refused("gpu", None).contains("expected cpu or cuda:N"));
+        assert!(refused("cuda:97", None).contains("cuda:97"));
+        let variables = [
+            ("RANK", "9"),
+            ("WORLD_SIZE", "10"),
+            ("MASTER_ADDR", "a"),
+            ("MASTER_PORT", "1"),
+            ("LOCAL_RANK", "98"),
+        ];
+        let value =
+            |name: &str| variables.iter().find(|(n, _)| *n == name).map(|(_, value)| (*value).to_owned());
+        let place = Place::read(value).unwrap();
+        assert!(refused("cuda:0", place.as_ref()).contains("several processes on one GPU"));
+        assert!(refused("cuda", place.as_ref()).contains("CUDA devices"));
     }
 }

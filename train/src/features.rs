@@ -2,6 +2,7 @@
 //! students of other layers share what they can.
 
 use crate::cache::{Key, VectorCache, VectorReader, key};
+use crate::crew::{Crew, TOKENS_PER_BATCH};
 use crate::scoring::rows_of;
 use anyhow::{Context, Result};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -14,8 +15,6 @@ use tch::{Device, Tensor};
 
 /// Texts that are tokenised and encoded before the next ones are looked at: bounds memory.
 const TEXTS_AT_ONCE: usize = 4096;
-/// Tokens per forward pass, padding included.
-const TOKENS_PER_BATCH: usize = 2048;
 
 /// Latents of some texts, in their order.
 pub struct Features {
@@ -121,6 +120,7 @@ pub struct FeatureMaker<'a> {
     config: EncoderConfig,
     cache: Option<Cache>,
     hidden_size: usize,
+    crew: Option<&'a Crew<'a>>,
 }
 
 impl<'a> FeatureMaker<'a> {
@@ -135,7 +135,12 @@ impl<'a> FeatureMaker<'a> {
             Ok::<_, anyhow::Error>(Cache(parts.collect::<Result<_>>()?))
         };
         let cache = cache.map(open).transpose()?;
-        Ok(Self { llm, config, cache, hidden_size })
+        Ok(Self { llm, config, cache, hidden_size, crew: None })
+    }
+
+    /// With others to divide the work with, where latents are kept.
+    pub fn with_crew(self, crew: &'a Crew<'a>) -> Self {
+        Self { crew: Some(crew), ..self }
     }
 
     /// Latents of all `texts`; queries through the LLM's adapters where nothing is kept.
@@ -213,10 +218,19 @@ impl<'a> FeatureMaker<'a> {
         rows: &mut HashMap<Key, Vec<f32>>,
         bar: &ProgressBar,
     ) -> Result<()> {
+        let crew = self.crew.filter(|_| adapters == Adapters::Off && !missing.is_empty());
         let lengths: Vec<usize> = missing.iter().map(|(_, pass)| pass.ids.len()).collect();
-        for bucket in length_buckets(&lengths, TOKENS_PER_BATCH) {
+        let buckets = match crew {
+            // All at once: the crew divides it.
+            Some(_) => vec![(0..missing.len()).collect()],
+            None => length_buckets(&lengths, TOKENS_PER_BATCH),
+        };
+        for bucket in buckets {
             let passes: Vec<Encoded> = bucket.iter().map(|i| missing[*i].1.clone()).collect();
-            let vectors = encode_rows(&self.llm.decoder, &self.config, &passes, adapters)?;
+            let vectors = match crew {
+                Some(crew) => crew.encode(&passes)?,
+                None => encode_rows(&self.llm.decoder, &self.config, &passes, adapters)?,
+            };
             for (i, vector) in bucket.iter().zip(vectors) {
                 let key = missing[*i].0;
                 if let Some(cache) = &mut self.cache {
@@ -247,7 +261,7 @@ pub fn pass(llm: &Reranker, residual: Residual, side: Side, text: &str) -> Resul
 }
 
 /// Latent and, with [`Residual::LastToken`], last token of each pass, in one vector.
-fn encode_rows(
+pub fn encode_rows(
     decoder: &Decoder,
     config: &EncoderConfig,
     passes: &[Encoded],

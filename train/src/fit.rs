@@ -3,17 +3,25 @@
 //! Everything random is a function of (seed, step), and the state (parameters, moments, step) is one file written
 //! atomically: a run that was killed continues with the same numbers. Where dev is judged more than once, the parameters
 //! that did best on it are what the run ends with.
+//!
+//! On many processes each takes every n-th micro-batch of a step. Gradients are summed, and the loss of every micro-batch is
+//! what it would be in one process, so that the run is the same whatever their number; process 0 writes and reports.
+
+mod state;
+
+pub use state::{first_difference, read_tensor, write_tensors};
 
 use crate::optim::AdamW;
 use crate::progress::Progress;
+use crate::ranks::Ranks;
 use crate::record::RunDir;
 use crate::schedule::Schedule;
-use anyhow::{Context, Result, bail};
-use models::weights::{DType, Weights, write_safetensors};
+use anyhow::{Result, bail};
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, HashMap};
-use std::path::{Path, PathBuf};
-use tch::{Device, Kind, Tensor};
+use state::{restore, save};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use tch::Tensor;
 
 /// The dev metric that decides which parameters are best.
 pub const CHOOSE_BY: &str = "MRR@10";
@@ -55,6 +63,14 @@ pub trait Task {
     fn restore(&mut self, _state: &serde_json::Value) -> Result<()> {
         Ok(())
     }
+}
+
+/// What is seen of a micro-batch; the numbers as bits, which every text holds exactly.
+#[derive(Serialize, Deserialize)]
+struct Seen {
+    loss: u64,
+    parts: Vec<(String, u64)>,
+    tokens: usize,
 }
 
 /// Settings of the loop.
@@ -105,15 +121,6 @@ pub struct History {
     pub complete: bool,
 }
 
-#[derive(Serialize, Deserialize)]
-struct Saved {
-    step: usize,
-    settings: serde_json::Value,
-    history: History,
-    task: serde_json::Value,
-    best: Option<(usize, f64)>,
-}
-
 /// Parameters by name.
 type Snapshot = Vec<(String, Tensor)>;
 
@@ -126,59 +133,71 @@ struct Kept {
     average: Option<Snapshot>,
 }
 
-/// Runs the loop to its last step.
-pub fn fit(task: &mut dyn Task, adamw: &mut AdamW, config: &FitConfig, run: &RunState) -> Result<History> {
+/// Runs the loop to its last step, on all processes of the run; only process 0 ends with the best parameters.
+pub fn fit(
+    task: &mut dyn Task,
+    adamw: &mut AdamW,
+    config: &FitConfig,
+    run: &RunState,
+    ranks: &Ranks,
+) -> Result<History> {
+    adamw.begin_together(ranks)?;
     let mut history =
         History { steps: Vec::new(), evaluations: Vec::new(), best_step: None, complete: false };
     let mut kept = Kept { average: (config.ema_decay > 0.0).then(|| adamw.snapshot()), best: None };
     let mut first = 0;
-    if run.file.exists() {
-        if !run.resume {
-            bail!(
-                "{}: state of an unfinished run; continue it with --resume or remove the file",
-                run.file.display()
-            );
+    if let Some((step, restored)) = restore(task, adamw, &mut kept, run, ranks)? {
+        (first, history) = (step, restored);
+        if ranks.is_first() {
+            eprintln!("continuing after step {first}");
         }
-        (first, history) = restore(task, adamw, &mut kept, run)?;
-        eprintln!("continuing after step {first}");
     }
-    let mut recorder = run.records.recorder(run.settings, &history)?;
-    let mut progress = Progress::new(config.schedule.steps, first);
+    let mut recorder = ranks.is_first().then(|| run.records.recorder(run.settings, &history)).transpose()?;
+    let mut progress = ranks.is_first().then(|| Progress::new(config.schedule.steps, first));
     for step in first..config.schedule.steps {
-        tch::manual_seed((config.seed << 20) as i64 + step as i64);
+        tch::manual_seed(seed_of(config.seed, step, 0));
         task.before_step(step)?;
-        let metrics = one_step(task, adamw, config, step, &mut progress, run)?;
+        let metrics = one_step(task, adamw, config, step, &mut progress, run, ranks)?;
         let done = step + 1;
-        recorder.step(done, &metrics)?;
+        if let Some(recorder) = &mut recorder {
+            recorder.step(done, &metrics)?;
+        }
         history.steps.push(metrics);
         if let Some(average) = &mut kept.average {
             adamw.follow(average, config.ema_decay);
         }
         let mut last = done == config.schedule.steps;
         if last || (config.eval_every > 0 && done % config.eval_every == 0) {
-            let mut metrics = evaluate(task, adamw, &mut kept, config, done)?;
-            progress.evaluated(done, &metrics);
-            recorder.evaluated(done, &metrics)?;
+            let mut metrics = evaluate(task, adamw, &mut kept, config, done, ranks)?;
+            if let (Some(progress), Some(recorder)) = (&progress, &mut recorder) {
+                progress.evaluated(done, &metrics);
+                recorder.evaluated(done, &metrics)?;
+            }
             metrics.insert("step".into(), done as f64);
             history.evaluations.push(metrics);
             if !last && kept.best.as_ref().is_some_and(|best| exhausted(config, best.0, done)) {
-                eprintln!("no better {CHOOSE_BY} on dev in {} evaluations: stopping here", config.patience);
+                if ranks.is_first() {
+                    eprintln!(
+                        "no better {CHOOSE_BY} on dev in {} evaluations: stopping here",
+                        config.patience
+                    );
+                }
                 last = true;
             }
         }
         let stop = run.stop_after == Some(done) && !last;
         if stop || (config.save_every > 0 && done % config.save_every == 0 && !last) {
-            save(task, adamw, &kept, &history, done, run)?;
+            save(task, adamw, &kept, &history, done, run, ranks)?;
         }
         if stop {
-            progress.finish();
+            progress.iter().for_each(Progress::finish);
             return Ok(history);
         }
         if last {
             break;
         }
     }
-    progress.finish();
+    progress.iter().for_each(Progress::finish);
     if let Some((step, _, parameters)) = &kept.best {
         history.best_step = Some(*step);
         adamw.load(parameters);
@@ -187,6 +206,11 @@ pub fn fit(task: &mut dyn Task, adamw: &mut AdamW, config: &FitConfig, run: &Run
     }
     history.complete = true;
     Ok(history)
+}
+
+/// Seed of what is random in a micro-batch: the same whichever process has it.
+fn seed_of(seed: u64, step: usize, micro: usize) -> i64 {
+    ((seed << 20) as i64).wrapping_add(step as i64).wrapping_add((micro as i64) << 50)
 }
 
 /// Whether the last `patience` evaluations brought nothing.
@@ -201,6 +225,7 @@ fn evaluate(
     kept: &mut Kept,
     config: &FitConfig,
     step: usize,
+    ranks: &Ranks,
 ) -> Result<Metrics> {
     let current = kept.average.as_ref().map(|average| {
         let current = adamw.snapshot();
@@ -214,7 +239,8 @@ fn evaluate(
         && let Some(value) = metrics.get(CHOOSE_BY)
         && kept.best.as_ref().is_none_or(|best| *value > best.1)
     {
-        kept.best = Some((step, *value, adamw.snapshot()));
+        let parameters = if ranks.is_first() { adamw.snapshot() } else { Snapshot::new() };
+        kept.best = Some((step, *value, parameters));
     }
     if let Some(current) = current {
         adamw.load(&current);
@@ -227,39 +253,36 @@ fn one_step(
     adamw: &mut AdamW,
     config: &FitConfig,
     step: usize,
-    progress: &mut Progress,
+    progress: &mut Option<Progress>,
     run: &RunState,
+    ranks: &Ranks,
 ) -> Result<Metrics> {
     adamw.zero_grad();
+    let mine = (ranks.rank()..config.accumulate).step_by(ranks.size());
+    let mine = mine.map(|micro| micro_batch(task, config, step, micro, run)).collect::<Result<Vec<Seen>>>();
+    let all = ranks.exchange(&format!("step {}", step + 1), mine)?;
+    adamw.collect_gradients(ranks)?;
     let mut metrics = Metrics::new();
     let mut tokens = 0;
     let share = 1.0 / config.accumulate as f64;
     for micro in 0..config.accumulate {
-        let batch = task.micro_batch(step, micro)?;
-        let loss = batch.loss.double_value(&[]);
-        if !loss.is_finite() {
-            let saved = if run.file.exists() { run.file.display().to_string() } else { "none yet".into() };
-            bail!(
-                "step {}: the loss is {loss} on queries {}; last saved state: {saved}; try a lower --lr or --dtype f32",
-                step + 1,
-                batch.ids.join(", ")
-            );
-        }
-        (batch.loss * share).backward();
-        task.after_backward()?;
-        tokens += batch.tokens;
-        *metrics.entry("loss".into()).or_default() += loss * share;
-        for (name, value) in batch.parts {
-            *metrics.entry(name).or_default() += value * share;
+        let seen = &all[micro % ranks.size()][micro / ranks.size()];
+        tokens += seen.tokens;
+        *metrics.entry("loss".into()).or_default() += f64::from_bits(seen.loss) * share;
+        for (name, value) in &seen.parts {
+            *metrics.entry(name.clone()).or_default() += f64::from_bits(*value) * share;
         }
     }
-    let norm = adamw.clip_grad_norm(config.max_grad_norm);
+    let norm = adamw.clip_grad_norm(config.max_grad_norm, ranks)?;
     if !norm.is_finite() {
         bail!("step {}: the gradient's length is {norm}; try a lower --lr or --dtype f32", step + 1);
     }
     let lr = config.schedule.lr_at(step);
     adamw.step(lr);
-    progress.step(step + 1, &metrics, tokens);
+    adamw.share_parameters(ranks)?;
+    if let Some(progress) = progress {
+        progress.step(step + 1, &metrics, tokens);
+    }
     metrics.extend([("lr".to_owned(), lr), ("grad_norm".to_owned(), norm)]);
     if tokens > 0 {
         metrics.insert("tokens".into(), tokens as f64);
@@ -267,109 +290,29 @@ fn one_step(
     Ok(metrics)
 }
 
-fn save(
-    task: &dyn Task,
-    adamw: &AdamW,
-    kept: &Kept,
-    history: &History,
-    step: usize,
-    run: &RunState,
-) -> Result<()> {
-    let best = kept.best.as_ref().map(|(step, value, _)| (*step, *value));
-    let saved =
-        Saved { step, settings: run.settings.clone(), history: history.clone(), task: task.save(), best };
-    let metadata = HashMap::from([("train_state".to_owned(), serde_json::to_string(&saved)?)]);
-    let named = |what: &'static str, parameters: Option<&Snapshot>| {
-        let named = parameters.into_iter().flatten();
-        named
-            .map(move |(name, tensor)| (format!("{what}.{name}"), tensor.shallow_clone()))
-            .collect::<Vec<_>>()
-    };
-    let mut tensors = adamw.state();
-    tensors.extend(named("best", kept.best.as_ref().map(|best| &best.2)));
-    tensors.extend(named("average", kept.average.as_ref()));
-    write_tensors(&run.file, tensors, DType::F32, metadata)
-}
-
-fn restore(
+/// Forward and backward of one micro-batch.
+fn micro_batch(
     task: &mut dyn Task,
-    adamw: &mut AdamW,
-    kept: &mut Kept,
+    config: &FitConfig,
+    step: usize,
+    micro: usize,
     run: &RunState,
-) -> Result<(usize, History)> {
-    let file = &run.file;
-    let weights = Weights::open_file(file)?;
-    let text = weights
-        .metadata("train_state")
-        .with_context(|| format!("{}: holds no training state; remove it and start again", file.display()))?;
-    let saved: Saved =
-        serde_json::from_str(text).with_context(|| format!("{}: damaged training state", file.display()))?;
-    if &saved.settings != run.settings {
+) -> Result<Seen> {
+    if micro > 0 {
+        tch::manual_seed(seed_of(config.seed, step, micro));
+    }
+    let batch = task.micro_batch(step, micro)?;
+    let loss = batch.loss.double_value(&[]);
+    if !loss.is_finite() {
+        let saved = if run.file.exists() { run.file.display().to_string() } else { "none yet".into() };
         bail!(
-            "{}: state of a run with other settings ({}); use the same, or remove the file and start again",
-            file.display(),
-            first_difference(&saved.settings, run.settings)
+            "step {}: the loss is {loss} on queries {}; last saved state: {saved}; try a lower --lr or --dtype f32",
+            step + 1,
+            batch.ids.join(", ")
         );
     }
-    adamw.restore(saved.step as u64, |name| read_tensor(&weights, name, Device::Cpu))?;
-    let read = |what: &str| {
-        let parameters = adamw.snapshot().into_iter().map(|(name, parameter)| {
-            let tensor = read_tensor(&weights, &format!("{what}.{name}"), parameter.device())?;
-            Ok((name, tensor))
-        });
-        parameters.collect::<Result<Snapshot>>()
-    };
-    if let Some((step, value)) = saved.best {
-        kept.best = Some((step, value, read("best")?));
-    }
-    if kept.average.is_some() {
-        kept.average = Some(read("average")?);
-    }
-    task.restore(&saved.task)?;
-    Ok((saved.step, saved.history))
-}
-
-/// Names the first setting that differs, so that the user need not compare two files.
-fn first_difference(saved: &serde_json::Value, now: &serde_json::Value) -> String {
-    if let (Some(a), Some(b)) = (saved.as_object(), now.as_object()) {
-        for key in a.keys().chain(b.keys()) {
-            let (x, y) = (
-                a.get(key).unwrap_or(&serde_json::Value::Null),
-                b.get(key).unwrap_or(&serde_json::Value::Null),
-            );
-            if x != y {
-                return if x.is_object() && y.is_object() {
-                    first_difference(x, y)
-                } else {
-                    format!("`{key}` was {x}, is {y}")
-                };
-            }
-        }
-    }
-    "shape of the settings".into()
-}
-
-/// Reads one tensor as f32.
-pub fn read_tensor(weights: &Weights, name: &str, device: Device) -> Result<Tensor> {
-    let (shape, values) = weights.f32(name)?;
-    let shape: Vec<i64> = shape.iter().map(|n| *n as i64).collect();
-    Ok(Tensor::from_slice(&values).reshape(shape).to_device(device))
-}
-
-/// Writes tensors to one safetensors file, atomically.
-pub fn write_tensors(
-    file: &Path,
-    tensors: Vec<(String, Tensor)>,
-    dtype: DType,
-    metadata: HashMap<String, String>,
-) -> Result<()> {
-    let tensors = tensors.into_iter().map(|(name, tensor)| {
-        let shape: Vec<usize> = tensor.size().iter().map(|n| *n as usize).collect();
-        let flat = tensor.detach().to_device(Device::Cpu).to_kind(Kind::Float).contiguous().view(-1);
-        let mut values = vec![0f32; flat.numel()];
-        flat.copy_data(&mut values, flat.numel());
-        (name, shape, values)
-    });
-    write_safetensors(file, tensors, dtype, metadata)?;
-    Ok(())
+    (batch.loss * (1.0 / config.accumulate as f64)).backward();
+    task.after_backward()?;
+    let parts = batch.parts.into_iter().map(|(name, value)| (name, value.to_bits())).collect();
+    Ok(Seen { loss: loss.to_bits(), parts, tokens: batch.tokens })
 }

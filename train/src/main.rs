@@ -9,6 +9,7 @@ use train::commands::{
 use train::config_file;
 use train::crash::caught;
 use train::device::{DeviceArgs, keep_freed_memory};
+use train::ranks::refuse_many;
 
 /// Train a generative reranker (teacher) and distil it into a retriever (student)
 ///
@@ -39,6 +40,23 @@ enum Command {
     Bench(bench::Args),
 }
 
+impl Command {
+    /// Name of a command that cannot divide its work over processes.
+    fn of_one_process(&self) -> Option<&'static str> {
+        match self {
+            Command::Teacher(_) | Command::Distill(_) => None,
+            Command::Data(_) => Some("data"),
+            Command::Import(_) => Some("import"),
+            Command::Generate(_) => Some("generate"),
+            Command::Ablate(_) => Some("ablate"),
+            Command::Eval(_) => Some("eval"),
+            Command::Compare(_) => Some("compare"),
+            Command::Significance(_) => Some("significance"),
+            Command::Bench(_) => Some("bench"),
+        }
+    }
+}
+
 fn main() -> ExitCode {
     keep_freed_memory();
     let typed = match config_file::expand(std::env::args_os().collect(), &Cli::command()) {
@@ -50,17 +68,22 @@ fn main() -> ExitCode {
     };
     let cli = Cli::parse_from(typed);
     let done = |()| Outcome::Done;
-    let result = caught(|| match &cli.command {
-        Command::Data(args) => data::run(args),
-        Command::Import(args) => import::run(args).map(done),
-        Command::Generate(args) => generate::run(args, &cli.device).map(done),
-        Command::Teacher(args) => teacher::run(args, &cli.device).map(done),
-        Command::Distill(args) => distill::run(args, &cli.device).map(done),
-        Command::Ablate(args) => ablate::run(args, &cli.device).map(done),
-        Command::Compare(args) => compare::run(args).map(done),
-        Command::Bench(args) => bench::run(args, &cli.device).map(done),
-        Command::Eval(args) => eval::run(args, &cli.device).map(done),
-        Command::Significance(args) => significance::run(args).map(done),
+    let result = caught(|| {
+        if let Some(name) = cli.command.of_one_process() {
+            refuse_many(name)?;
+        }
+        match &cli.command {
+            Command::Data(args) => data::run(args),
+            Command::Import(args) => import::run(args).map(done),
+            Command::Generate(args) => generate::run(args, &cli.device).map(done),
+            Command::Teacher(args) => teacher::run(args, &cli.device).map(done),
+            Command::Distill(args) => distill::run(args, &cli.device).map(done),
+            Command::Ablate(args) => ablate::run(args, &cli.device).map(done),
+            Command::Compare(args) => compare::run(args).map(done),
+            Command::Bench(args) => bench::run(args, &cli.device).map(done),
+            Command::Eval(args) => eval::run(args, &cli.device).map(done),
+            Command::Significance(args) => significance::run(args).map(done),
+        }
     });
     match result {
         Ok(Outcome::Done) => ExitCode::SUCCESS,

@@ -1,66 +1,162 @@
 //! AdamW (<https://arxiv.org/abs/1711.05101>) whose state can be saved, so that a resumed run is the same run
 //! (tch's optimizer keeps its moments to itself).
 
-use tch::{Kind, Tensor, no_grad};
+use crate::ranks::Ranks;
+use anyhow::Result;
+use tch::{Device, Kind, Tensor, no_grad};
 
 const BETA1: f64 = 0.9;
 const BETA2: f64 = 0.999;
 const EPSILON: f64 = 1e-8;
+/// Numbers that go between processes at once: PyTorch's 25 MB.
+const BUCKET: i64 = 25 << 18;
 
 /// One trained tensor with its moments.
 struct Slot {
     name: String,
     parameter: Tensor,
+    /// This process's part of the flat parameter: first number and how many. All of it where moments are not divided.
+    part: (i64, i64),
+    /// Gradient of the part, flat, as it is after [`AdamW::collect_gradients`].
+    gradient: Option<Tensor>,
+    /// Moments of the part, flat.
     first: Tensor,
     second: Tensor,
     decays: bool,
 }
 
+impl Slot {
+    /// The part of a flat tensor like the parameter.
+    fn part_of(&self, flat: &Tensor) -> Tensor {
+        flat.narrow(0, self.part.0, self.part.1)
+    }
+
+    fn flat(&self) -> Tensor {
+        self.parameter.detach().view([-1])
+    }
+
+    fn len(&self) -> i64 {
+        self.parameter.numel() as i64
+    }
+
+    /// Longest part of any of `ranks` processes.
+    fn longest_part(&self, ranks: i64) -> i64 {
+        (self.len() + ranks - 1) / ranks
+    }
+}
+
 /// AdamW over named parameters; matrices decay, vectors (biases, norms) do not.
+///
+/// On many processes gradients are summed over them; each keeps all moments, or with [`AdamW::divided`] a part of every
+/// parameter's (ZeRO stage 1, <https://arxiv.org/abs/1910.02054>): the arithmetic is the same, and so is a saved state.
 pub struct AdamW {
     slots: Vec<Slot>,
     weight_decay: f64,
     step: u64,
+    divided: bool,
 }
 
 impl AdamW {
     /// Moments start at zero. Parameters are f32, as all of this project's are.
     pub fn new(parameters: Vec<(String, Tensor)>, weight_decay: f64) -> Self {
+        Self::of_parts(parameters, weight_decay, None)
+    }
+
+    /// The same with each process keeping the moments of its part alone.
+    pub fn divided(parameters: Vec<(String, Tensor)>, weight_decay: f64, ranks: &Ranks) -> Self {
+        let place = (ranks.rank() as i64, ranks.size() as i64);
+        Self::of_parts(parameters, weight_decay, (!ranks.is_alone()).then_some(place))
+    }
+
+    fn of_parts(parameters: Vec<(String, Tensor)>, weight_decay: f64, place: Option<(i64, i64)>) -> Self {
         let slots = parameters.into_iter().map(|(name, parameter)| {
-            let zeros = || Tensor::zeros(parameter.size(), (Kind::Float, parameter.device()));
+            let n = parameter.numel() as i64;
+            let part = place.map_or((0, n), |(rank, ranks)| {
+                let longest = (n + ranks - 1) / ranks;
+                let start = (rank * longest).min(n);
+                (start, longest.min(n - start))
+            });
+            let zeros = || Tensor::zeros([part.1], (Kind::Float, parameter.device()));
             let (first, second, decays) = (zeros(), zeros(), parameter.dim() >= 2);
-            Slot { name, first, second, decays, parameter }
+            Slot { name, part, gradient: None, first, second, decays, parameter }
         });
-        Self { slots: slots.collect(), weight_decay, step: 0 }
+        Self { slots: slots.collect(), weight_decay, step: 0, divided: place.is_some() }
     }
 
     /// Forgets all gradients.
     pub fn zero_grad(&mut self) {
         for slot in &mut self.slots {
+            slot.gradient = None;
             slot.parameter.zero_grad();
         }
     }
 
-    /// Scales all gradients so that their joint length is at most `max_norm`; gives the length before.
-    pub fn clip_grad_norm(&mut self, max_norm: f64) -> f64 {
-        no_grad(|| {
-            let squares: Vec<Tensor> = self.gradients().map(|g| g.norm().square()).collect();
-            if squares.is_empty() {
-                return 0.0;
+    /// Takes the gradients that went backward, summed over all processes, in buckets. A parameter that has none in any
+    /// process stays without.
+    pub fn collect_gradients(&mut self, ranks: &Ranks) -> Result<()> {
+        let own = |slot: &Slot| {
+            let gradient = slot.parameter.grad();
+            gradient.defined().then(|| gradient.contiguous().view([-1]))
+        };
+        if ranks.is_alone() {
+            for slot in &mut self.slots {
+                slot.gradient = own(slot);
             }
-            let norm = Tensor::stack(&squares, 0).sum(Kind::Double).sqrt().double_value(&[]);
-            if norm.is_finite() && norm > max_norm {
-                let scale = max_norm / (norm + 1e-6);
-                for mut gradient in self.gradients() {
-                    let _ = gradient.g_mul_scalar_(scale);
+            return Ok(());
+        }
+        let mine: Vec<bool> = self.slots.iter().map(|slot| slot.parameter.grad().defined()).collect();
+        let all = ranks.exchange("parameters with a gradient", Ok(mine))?;
+        let with: Vec<usize> = (0..self.slots.len()).filter(|i| all.iter().any(|of| of[*i])).collect();
+        for bucket in self.buckets(&with) {
+            let gradients: Vec<Tensor> = bucket
+                .iter()
+                .map(|i| own(&self.slots[*i]).unwrap_or_else(|| self.slots[*i].flat().zeros_like()))
+                .collect();
+            let summed = match self.divided {
+                true => {
+                    ranks.reduce_scatter("summing gradients", &self.in_rows(&bucket, &gradients, ranks))?
                 }
+                false => {
+                    let mut flat = Tensor::cat(&gradients, 0);
+                    ranks.all_reduce("summing gradients", &mut flat)?;
+                    flat
+                }
+            };
+            let mut start = 0;
+            for i in bucket {
+                let slot = &mut self.slots[i];
+                slot.gradient = Some(summed.narrow(0, start, slot.part.1));
+                start += if self.divided { slot.longest_part(ranks.size() as i64) } else { slot.len() };
             }
-            norm
-        })
+        }
+        Ok(())
+    }
+
+    /// Scales all gradients so that their joint length is at most `max_norm`; gives the length before.
+    pub fn clip_grad_norm(&mut self, max_norm: f64, ranks: &Ranks) -> Result<f64> {
+        let _guard = tch::no_grad_guard();
+        let squares: Vec<Tensor> = self.gradients().map(|g| g.norm().square()).collect();
+        let mut sum = match squares.is_empty() {
+            true => 0.0,
+            false => Tensor::stack(&squares, 0).sum(Kind::Double).double_value(&[]),
+        };
+        if self.divided {
+            let mut all = Tensor::from_slice(&[sum]);
+            ranks.all_reduce("length of the gradient", &mut all)?;
+            sum = all.double_value(&[0]);
+        }
+        let norm = sum.sqrt();
+        if norm.is_finite() && norm > max_norm {
+            let scale = max_norm / (norm + 1e-6);
+            for mut gradient in self.gradients() {
+                let _ = gradient.g_mul_scalar_(scale);
+            }
+        }
+        Ok(norm)
     }
 
     fn gradients(&self) -> impl Iterator<Item = Tensor> + '_ {
-        self.slots.iter().map(|slot| slot.parameter.grad()).filter(Tensor::defined)
+        self.slots.iter().filter_map(|slot| slot.gradient.as_ref()).map(Tensor::shallow_clone)
     }
 
     /// One update with rate `lr`; parameters without a gradient stay.
@@ -74,24 +170,105 @@ impl AdamW {
         let correction2 = 1.0 - BETA2.powf(self.step as f64);
         no_grad(|| {
             for slot in &mut self.slots {
-                let gradient = slot.parameter.grad();
-                if !gradient.defined() {
-                    continue;
-                }
-                let _ = slot.first.lerp_(&gradient, 1.0 - BETA1);
+                let Some(gradient) = &slot.gradient else { continue };
+                let _ = slot.first.lerp_(gradient, 1.0 - BETA1);
                 let _ = slot.second.g_mul_scalar_(BETA2);
-                let _ = slot.second.addcmul_(&gradient, &gradient.g_mul_scalar(1.0 - BETA2));
+                let _ = slot.second.addcmul_(gradient, &gradient.g_mul_scalar(1.0 - BETA2));
+                let mut part = slot.part_of(&slot.flat());
                 if slot.decays {
-                    let _ = slot.parameter.g_mul_scalar_(1.0 - lr * self.weight_decay);
+                    let _ = part.g_mul_scalar_(1.0 - lr * self.weight_decay);
                 }
                 // -lr * (m / c1) / (sqrt(v / c2) + eps), with all factors in the denominator and in place: on a CPU the
                 // optimizer is bound by memory, and each pass over an LLM's weights counts.
                 let scale = -correction1 / lr;
                 let mut denominator = slot.second.sqrt();
                 let _ = denominator.g_mul_scalar_(scale / correction2.sqrt()).g_add_scalar_(scale * EPSILON);
-                let _ = slot.parameter.addcdiv_(&slot.first, &denominator);
+                let _ = part.addcdiv_(&slot.first, &denominator);
             }
         });
+    }
+
+    /// After a step with divided moments: every process gets the parts that the others have moved.
+    pub fn share_parameters(&mut self, ranks: &Ranks) -> Result<()> {
+        if !self.divided {
+            return Ok(());
+        }
+        let _guard = tch::no_grad_guard();
+        let moved: Vec<usize> = (0..self.slots.len()).filter(|i| self.slots[*i].gradient.is_some()).collect();
+        for bucket in self.buckets(&moved) {
+            let own: Vec<Tensor> = bucket
+                .iter()
+                .map(|i| self.padded_part(*i, &self.slots[*i].part_of(&self.slots[*i].flat()), ranks))
+                .collect();
+            let rows = ranks.all_gather("sharing parameters", &Tensor::cat(&own, 0))?;
+            let mut start = 0;
+            for i in bucket {
+                let slot = &self.slots[i];
+                let width = slot.longest_part(ranks.size() as i64);
+                let whole = rows.narrow(1, start, width).reshape([-1]).narrow(0, 0, slot.len());
+                let mut flat = slot.flat();
+                flat.copy_(&whole);
+                start += width;
+            }
+        }
+        Ok(())
+    }
+
+    /// All processes begin with process 0's parameters.
+    pub fn begin_together(&mut self, ranks: &Ranks) -> Result<()> {
+        if ranks.is_alone() {
+            return Ok(());
+        }
+        let _guard = tch::no_grad_guard();
+        let all: Vec<usize> = (0..self.slots.len()).collect();
+        for bucket in self.buckets(&all) {
+            let flat: Vec<Tensor> = bucket.iter().map(|i| self.slots[*i].flat()).collect();
+            let mut joined = Tensor::cat(&flat, 0);
+            ranks.tensor_from_first("first parameters", &mut joined)?;
+            let mut start = 0;
+            for mut flat in flat {
+                let n = flat.numel() as i64;
+                flat.copy_(&joined.narrow(0, start, n));
+                start += n;
+            }
+        }
+        Ok(())
+    }
+
+    /// These slots in groups of about a bucket's size.
+    fn buckets(&self, slots: &[usize]) -> Vec<Vec<usize>> {
+        let mut buckets: Vec<Vec<usize>> = Vec::new();
+        let mut room = 0;
+        for i in slots {
+            let n = self.slots[*i].len();
+            match buckets.last_mut() {
+                Some(bucket) if n <= room => bucket.push(*i),
+                _ => {
+                    buckets.push(vec![*i]);
+                    room = BUCKET;
+                }
+            }
+            room -= n;
+        }
+        buckets
+    }
+
+    /// Flat gradients as `[ranks, ...]`: in each row one process's parts of all of them, with zeros where a part is shorter.
+    fn in_rows(&self, bucket: &[usize], flat: &[Tensor], ranks: &Ranks) -> Tensor {
+        let n = ranks.size() as i64;
+        let rows: Vec<Tensor> = bucket
+            .iter()
+            .zip(flat)
+            .map(|(i, flat)| {
+                let width = self.slots[*i].longest_part(n);
+                padded(flat, n * width).view([n, width])
+            })
+            .collect();
+        Tensor::cat(&rows, 1)
+    }
+
+    fn padded_part(&self, slot: usize, part: &Tensor, ranks: &Ranks) -> Tensor {
+        padded(part, self.slots[slot].longest_part(ranks.size() as i64))
     }
 
     /// A copy of all parameters, by name.
@@ -117,37 +294,59 @@ impl AdamW {
         });
     }
 
-    /// Parameters and moments by name, for a checkpoint.
-    pub fn state(&self) -> Vec<(String, Tensor)> {
-        self.slots
-            .iter()
-            .flat_map(|slot| {
-                [("parameter", &slot.parameter), ("first", &slot.first), ("second", &slot.second)]
-                    .map(|(what, tensor)| (format!("{what}.{}", slot.name), tensor.detach()))
-            })
-            .collect()
+    /// Parameters and whole moments by name, for a checkpoint: the same whatever the number of processes, all of which must
+    /// ask for it. It comes to process 0; the others get an empty one.
+    pub fn state(&self, ranks: &Ranks) -> Result<Vec<(String, Tensor)>> {
+        let mut state = Vec::new();
+        for (i, slot) in self.slots.iter().enumerate() {
+            let whole = |moment: &Tensor| -> Result<Tensor> {
+                if !self.divided {
+                    return Ok(moment.view(slot.parameter.size().as_slice()));
+                }
+                let rows = ranks.all_gather("saving moments", &self.padded_part(i, moment, ranks))?;
+                let flat = rows.view([-1]).narrow(0, 0, slot.len());
+                Ok(flat.view(slot.parameter.size().as_slice()).to_device(Device::Cpu))
+            };
+            let (first, second) = (whole(&slot.first)?, whole(&slot.second)?);
+            if ranks.is_first() {
+                for (what, tensor) in
+                    [("parameter", slot.parameter.detach()), ("first", first), ("second", second)]
+                {
+                    state.push((format!("{what}.{}", slot.name), tensor));
+                }
+            }
+        }
+        Ok(state)
     }
 
-    /// Puts back a saved state; `load` gives a tensor by name. The names and shapes are those of [`AdamW::state`].
+    /// Puts back a saved state; `load` gives a tensor by name, of the shape of the one it is given. The names and shapes are
+    /// those of [`AdamW::state`].
     pub fn restore<E>(
         &mut self,
         step: u64,
-        mut load: impl FnMut(&str) -> Result<Tensor, E>,
+        mut load: impl FnMut(&str, &Tensor) -> Result<Tensor, E>,
     ) -> Result<(), E> {
         self.step = step;
         no_grad(|| {
             for slot in &mut self.slots {
-                for (what, tensor) in [
-                    ("parameter", &mut slot.parameter),
-                    ("first", &mut slot.first),
-                    ("second", &mut slot.second),
-                ] {
-                    let saved = load(&format!("{what}.{}", slot.name))?;
-                    tensor.copy_(&saved);
-                }
+                let mut read = |what: &str| load(&format!("{what}.{}", slot.name), &slot.parameter);
+                let (parameter, first, second) = (read("parameter")?, read("first")?, read("second")?);
+                slot.parameter.copy_(&parameter);
+                let first = slot.part_of(&first.view([-1]));
+                slot.first.copy_(&first);
+                let second = slot.part_of(&second.view([-1]));
+                slot.second.copy_(&second);
             }
             Ok(())
         })
+    }
+}
+
+/// A flat tensor with zeros after it.
+fn padded(flat: &Tensor, length: i64) -> Tensor {
+    match length - flat.numel() as i64 {
+        0 => flat.shallow_clone(),
+        missing => Tensor::cat(&[flat, &Tensor::zeros([missing], (flat.kind(), flat.device()))], 0),
     }
 }
 
@@ -164,6 +363,7 @@ mod tests {
         for t in 1..=3 {
             adamw.zero_grad();
             parameter.square().sum(Kind::Float).backward();
+            adamw.collect_gradients(&Ranks::alone()).unwrap();
             adamw.step(0.01);
             let g = 2.0 * p;
             m = 0.9 * m + 0.1 * g;
@@ -182,7 +382,10 @@ mod tests {
         let mut adamw =
             AdamW::new(vec![("a".into(), a.shallow_clone()), ("b".into(), b.shallow_clone())], 0.0);
         ((&a * 3.0) + (&b * 4.0)).sum(Kind::Float).backward();
-        assert!((adamw.clip_grad_norm(1.0) - 5.0).abs() < 1e-6);
-        assert!((b.grad().double_value(&[0]) - 0.8).abs() < 1e-4);
+        let alone = Ranks::alone();
+        adamw.collect_gradients(&alone).unwrap();
+        assert!((adamw.clip_grad_norm(1.0, &alone).unwrap() - 5.0).abs() < 1e-6);
+        let clipped: Vec<f64> = adamw.gradients().map(|gradient| gradient.double_value(&[0])).collect();
+        assert!((clipped[0] - 0.6).abs() < 1e-4 && (clipped[1] - 0.8).abs() < 1e-4, "{clipped:?}");
     }
 }

@@ -1,6 +1,7 @@
 //! The teacher's scores of many pairs: each document is read once, its queries follow from its cache (or each query, where
 //! the prompt asks about it first).
 
+use crate::ranks::{Ranks, Row};
 use anyhow::Result;
 use models::torch::{Reranker, length_buckets};
 use std::collections::BTreeMap;
@@ -10,6 +11,8 @@ use tch::{Device, Kind, Tensor};
 const TOKENS_PER_BATCH: usize = 2048;
 /// Texts whose keys and values are held at once: bounds memory whatever the corpus.
 const READ_AT_ONCE: usize = 32;
+/// How often so many are read by each of many processes before they exchange what they have.
+const TURNS: usize = 4;
 
 /// One scored pair.
 pub struct ScoredPair {
@@ -38,6 +41,19 @@ pub fn score_pairs(
     texts: &Texts,
     pairs: &[(usize, usize)],
     want_hidden: bool,
+    done: impl FnMut(Vec<ScoredPair>) -> Result<()>,
+) -> Result<()> {
+    score_pairs_on(&Ranks::alone(), teacher, texts, pairs, want_hidden, done)
+}
+
+/// The same, divided over all processes, which must all ask for it and all get everything. Which pairs are computed together
+/// does not depend on their number, so neither does any score.
+pub fn score_pairs_on(
+    ranks: &Ranks,
+    teacher: &Reranker,
+    texts: &Texts,
+    pairs: &[(usize, usize)],
+    want_hidden: bool,
     mut done: impl FnMut(Vec<ScoredPair>) -> Result<()>,
 ) -> Result<()> {
     // First the texts that are read once, then those that follow from their caches.
@@ -55,7 +71,7 @@ pub fn score_pairs(
     let mut order: Vec<usize> = by_first.keys().copied().collect();
     order.sort_by_key(|first| (firsts[*first].len(), *first));
     let _guard = tch::no_grad_guard();
-    for chunk in order.chunks(READ_AT_ONCE) {
+    let score = |chunk: &[usize], done: &mut dyn FnMut(Vec<ScoredPair>) -> Result<()>| -> Result<()> {
         let contents: Vec<&str> = chunk.iter().map(|first| firsts[*first]).collect();
         let caches = teacher.read(&contents)?;
         let of_chunk: Vec<(usize, usize)> = chunk
@@ -80,8 +96,38 @@ pub fn score_pairs(
             });
             done(scored.collect())?;
         }
+        Ok(())
+    };
+    let chunks: Vec<&[usize]> = order.chunks(READ_AT_ONCE).collect();
+    if ranks.is_alone() {
+        return chunks.into_iter().try_for_each(|chunk| score(chunk, &mut done));
+    }
+    for some in chunks.chunks(TURNS * ranks.size()) {
+        let rows = ranks.divided("scoring pairs", some.len(), |chunk| {
+            let mut rows = Vec::new();
+            score(some[chunk], &mut |scored| {
+                rows.extend(scored.into_iter().map(ScoredPair::into_row));
+                Ok(())
+            })?;
+            Ok(rows)
+        })?;
+        done(rows.into_iter().map(|row| ScoredPair::from_row(row, want_hidden)).collect())?;
     }
     Ok(())
+}
+
+impl ScoredPair {
+    fn into_row(self) -> Row {
+        let mut values = vec![self.score];
+        values.extend(self.hidden.unwrap_or_default());
+        Row { of: [self.query as u64, self.document as u64], values }
+    }
+
+    fn from_row(row: Row, with_hidden: bool) -> Self {
+        let score = row.values.first().copied().unwrap_or(f32::NAN);
+        let hidden = with_hidden.then(|| row.values.into_iter().skip(1).collect());
+        Self { query: row.of[0] as usize, document: row.of[1] as usize, score, hidden }
+    }
 }
 
 /// Rows of a matrix as vectors.

@@ -12,8 +12,9 @@ use crate::features::bar;
 use crate::fit::{Metrics, MicroBatch, Task};
 use crate::losses::{choice_cross_entropy, contrastive, dpo};
 use crate::negatives::Negatives;
+use crate::ranks::Ranks;
 use crate::sampling::{draw, rng};
-use crate::scoring::{Texts, score_pairs};
+use crate::scoring::{Texts, score_pairs, score_pairs_on};
 use anyhow::{Context, Result};
 use models::beir::Qrels;
 use models::torch::{Recompute, Reranker};
@@ -72,6 +73,7 @@ pub struct Teaching<'a> {
     reference: Option<VectorCache>,
     /// The last micro-batch's gradient on its way back.
     recompute: Vec<Recompute<'a>>,
+    ranks: &'a Ranks,
     config: TeachingConfig,
 }
 
@@ -85,16 +87,18 @@ struct Pairs {
 
 impl<'a> Teaching<'a> {
     /// Joins model and data. With DPO, `reference` keeps the reference's scores, and `teacher` must still be the
-    /// reference: what it says of all pairs of the run is read off it now.
+    /// reference: what it says of all pairs of this process's share of the run is read off it now.
     pub fn new(
         teacher: &'a Reranker,
         sets: &'a DataSets,
         negatives: Vec<Negatives>,
         reference: Option<VectorCache>,
+        ranks: &'a Ranks,
         config: TeachingConfig,
     ) -> Result<Self> {
         let plan = sets.plan(config.steps * config.accumulate, config.seed);
-        let mut task = Self { teacher, sets, negatives, plan, reference, recompute: Vec::new(), config };
+        let mut task =
+            Self { teacher, sets, negatives, plan, reference, recompute: Vec::new(), ranks, config };
         task.score_reference()?;
         Ok(task)
     }
@@ -124,7 +128,8 @@ impl<'a> Teaching<'a> {
         let Some(mut cache) = self.reference.take() else { return Ok(()) };
         for set in &self.sets.sets {
             let mut missing: BTreeSet<(usize, usize)> = BTreeSet::new();
-            for index in 0..self.plan.len() {
+            let own = |index: &usize| index % self.config.accumulate % self.ranks.size() == self.ranks.rank();
+            for index in (0..self.plan.len()).filter(own) {
                 let (of, pairs) = self.pairs(index);
                 if std::ptr::eq(of, set) {
                     let each = pairs.queries.iter().map(|query| set.train.queries[*query]);
@@ -227,7 +232,7 @@ impl Task for Teaching<'_> {
         let splits: usize = self.sets.sets.iter().map(|set| set.dev.len()).sum();
         for set in &self.sets.sets {
             for (_, qrels) in &set.dev {
-                let run = dev_run(self.teacher, set, qrels, &self.config)?;
+                let run = dev_run(self.teacher, set, qrels, &self.config, self.ranks)?;
                 for (name, value) in measure(&run, qrels) {
                     *metrics.entry(name).or_default() += value / splits as f64;
                 }
@@ -238,7 +243,13 @@ impl Task for Teaching<'_> {
 }
 
 /// Ranks the dev queries' candidates; which ones depends on the seed alone.
-fn dev_run(teacher: &Reranker, set: &DataSet, qrels: &Qrels, config: &TeachingConfig) -> Result<Run> {
+fn dev_run(
+    teacher: &Reranker,
+    set: &DataSet,
+    qrels: &Qrels,
+    config: &TeachingConfig,
+    ranks: &Ranks,
+) -> Result<Run> {
     let (data, mut rng) = (&set.data, rng(config.seed, "dev", 0));
     let all: Vec<usize> = (0..data.documents.len()).collect();
     let mut ids: Vec<&String> = qrels.keys().collect();
@@ -259,7 +270,7 @@ fn dev_run(teacher: &Reranker, set: &DataSet, qrels: &Qrels, config: &TeachingCo
     }
     let texts = Texts { queries: &set.query_texts(), documents: &set.document_texts() };
     let mut run = Run::default();
-    score_pairs(teacher, &texts, &pairs, false, |scored| {
+    score_pairs_on(ranks, teacher, &texts, &pairs, false, |scored| {
         for pair in scored {
             run.add(&data.queries[pair.query].id, &data.documents[pair.document].id, pair.score);
         }

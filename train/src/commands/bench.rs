@@ -3,6 +3,7 @@
 use crate::device::DeviceArgs;
 use crate::losses::choice_cross_entropy;
 use crate::optim::AdamW;
+use crate::ranks::Ranks;
 use crate::record::plot::{Axis, LineChart, Series};
 use anyhow::{Result, bail};
 use clap::{Args as ClapArgs, Subcommand};
@@ -110,6 +111,7 @@ fn step_seconds(args: &StepArgs, device: &DeviceArgs, lora: Option<LoraConfig>) 
     let ids = Tensor::randint(vocabulary, [args.batch, args.tokens], (Kind::Int64, model.device()));
     let positive = Tensor::zeros([args.batch], (Kind::Int64, model.device()));
     let targets = &positive + model.choice_ids()[1];
+    let alone = Ranks::alone();
     let mut fastest = f64::INFINITY;
     for repeat in 0..=args.repeats {
         let start = Instant::now();
@@ -119,7 +121,8 @@ fn step_seconds(args: &StepArgs, device: &DeviceArgs, lora: Option<LoraConfig>) 
             .forward(ForwardInput { adapters: Adapters::Training, ..ForwardInput::new(&ids) })?;
         let last = hidden.last()?.select(1, -1);
         choice_cross_entropy(&model.decoder.logits(&last), &targets, &positive)?.backward();
-        adamw.clip_grad_norm(1.0);
+        adamw.collect_gradients(&alone)?;
+        adamw.clip_grad_norm(1.0, &alone)?;
         adamw.step(1e-6);
         synchronise(&model);
         if repeat > 0 {

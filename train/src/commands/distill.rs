@@ -3,6 +3,7 @@
 use super::run_args::{Pace, RunArgs, schedule};
 use crate::cache::VectorCache;
 use crate::calibration;
+use crate::crew::Crew;
 use crate::data_sets::{DataSet, DataSets};
 use crate::device::DeviceArgs;
 use crate::distillation::{DistillConfig, Distillation, Finished, QueryLatents, StudentSet, Targets};
@@ -11,6 +12,7 @@ use crate::fit::{fit, write_tensors};
 use crate::golden;
 use crate::losses::{Divergence, JepaDistance, KlOver};
 use crate::optim::AdamW;
+use crate::ranks::{self, Ranks};
 use crate::schedule::Decay;
 use anyhow::{Context, Result, bail};
 use clap::Args as ClapArgs;
@@ -167,8 +169,12 @@ impl Args {
 
 /// Distils, then writes the student.
 pub fn run(args: &Args, device: &DeviceArgs) -> Result<()> {
+    ranks::within(args.run.rank_timeout, device, |ranks| distil(args, device, ranks))
+}
+
+fn distil(args: &Args, device: &DeviceArgs, ranks: &Ranks) -> Result<()> {
     check(args)?;
-    let staged = StagedDir::new(&args.run.out)?;
+    let staged = ranks.is_first().then(|| StagedDir::new(&args.run.out)).transpose()?;
     let sets = args.run.open_data()?;
     let adapter = query_adapter(args)?;
     tch::manual_seed(args.run.seed as i64);
@@ -209,19 +215,24 @@ pub fn run(args: &Args, device: &DeviceArgs) -> Result<()> {
             args.teacher.display()
         );
     }
-    eprintln!("distilling on {}", sets.describe());
+    ranks.agree(&settings)?;
+    let encoder = EncoderConfig { layers: student.latents.layers.clone(), residual: student.residual };
+    let Some(staged) = staged else { return Crew::new(ranks, &teacher, &sets, encoder).serve() };
+    eprintln!("distilling on {}{}", sets.describe(), ranks.describe());
     let (predictor, history) = {
         let plan = sets.plan(args.steps, args.run.seed);
+        let crew = Crew::new(ranks, &teacher, &sets, encoder.clone());
         let (latents, predictor, targets) =
-            prepare(args, device, &sets, &teacher, &student, &teacher_digest)?;
+            prepare(args, device, &sets, &crew, &teacher, &student, &encoder, &teacher_digest)?;
         let mut parameters = predictor.parameters();
         if student.query_adapter.is_some() {
             parameters.extend(teacher.parameters());
         }
         let mut adamw = AdamW::new(parameters, args.weight_decay);
-        let mut task = Distillation::new(&teacher, latents, plan, predictor, targets, config);
-        let state = args.run.state(&settings);
-        let history = fit(&mut task, &mut adamw, &fit_config, &state)?;
+        let mut task = Distillation::new(&teacher, &crew, latents, plan, predictor, targets, config);
+        let state = args.run.state(&settings, ranks);
+        let history = fit(&mut task, &mut adamw, &fit_config, &state, &Ranks::alone())?;
+        crew.dismiss()?;
         if !history.complete {
             eprintln!("stopped; continue with --resume (state in {})", state.file.display());
             return Ok(());
@@ -355,18 +366,21 @@ fn distill_config(args: &Args) -> DistillConfig {
 }
 
 /// Latents of everything (from the cache where possible), a fresh predictor, and the cache of teacher targets.
+#[allow(clippy::too_many_arguments, reason = "all that a student is made of")]
 fn prepare<'a>(
     args: &Args,
     device: &DeviceArgs,
     sets: &'a DataSets,
+    crew: &'a Crew<'a>,
     teacher: &'a Reranker,
     student: &StudentConfig,
+    encoder: &EncoderConfig,
     teacher_digest: &str,
 ) -> Result<(Vec<StudentSet<'a>>, Predictor, Targets)> {
     let cache_dir = args.cache_dir();
     let digest = cache_digest(teacher_digest, device);
-    let encoder = EncoderConfig { layers: student.latents.layers.clone(), residual: student.residual };
-    let mut maker = FeatureMaker::new(teacher, encoder.clone(), Some((&cache_dir, &digest)))?;
+    let maker = FeatureMaker::new(teacher, encoder.clone(), Some((&cache_dir, &digest)))?;
+    let mut maker = maker.with_crew(crew);
     let mut latents = sets.sets.iter().map(|set| latents_of(&mut maker, set)).collect::<Result<Vec<_>>>()?;
     // Statistics of the training texts only: the student knows nothing of the other documents.
     let most = STATISTICS_ON / latents.len().max(1);
@@ -378,7 +392,7 @@ fn prepare<'a>(
         take_in(&mut documents, &set.documents, &set.set.train.documents, most)?;
     }
     if student.query_adapter.is_some() {
-        latents.iter_mut().for_each(|set| adapt(set, teacher, &encoder));
+        latents.iter_mut().for_each(|set| adapt(set, teacher, encoder));
     }
     tch::manual_seed(args.run.seed as i64);
     let predictor = Predictor::new(student, &queries, &documents, &teacher.choice_weight()?, args.dropout);

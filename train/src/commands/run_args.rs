@@ -2,6 +2,7 @@
 
 use crate::data_sets::{DataArg, DataSets, Splits};
 use crate::fit::{FitConfig, RunState};
+use crate::ranks::Ranks;
 use crate::record::RunDir;
 use crate::sampling::TrainDocuments;
 use crate::schedule::{Decay, Schedule};
@@ -45,6 +46,9 @@ pub struct RunArgs {
     /// Seed of everything random
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
+    /// On many processes (torchrun): how long one waits for another before it gives up and names it
+    #[arg(long, value_name = "SECONDS", default_value_t = 1800)]
+    pub rank_timeout: u64,
 }
 
 /// What the commands differ in.
@@ -89,11 +93,11 @@ impl RunArgs {
         })
     }
 
-    /// Where the run keeps its state.
-    pub fn state<'a>(&self, settings: &'a serde_json::Value) -> RunState<'a> {
+    /// Where the run keeps its state. What torchrun has started again goes on from there without being asked.
+    pub fn state<'a>(&self, settings: &'a serde_json::Value, ranks: &Ranks) -> RunState<'a> {
         RunState {
             file: state_file(&self.out),
-            resume: self.resume,
+            resume: self.resume || ranks.restarted(),
             stop_after: self.stop_after,
             settings,
             records: self.records(),

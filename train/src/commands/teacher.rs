@@ -7,6 +7,7 @@ use crate::fit::fit;
 use crate::golden;
 use crate::negatives::{Miner, Negatives, NegativesConfig};
 use crate::optim::AdamW;
+use crate::ranks::{self, Ranks};
 use crate::schedule::Decay;
 use crate::teaching::{Objective, Teaching, TeachingConfig};
 use anyhow::{Result, bail};
@@ -111,6 +112,9 @@ pub struct Args {
     /// Save the run's state every so many steps; 0 = never
     #[arg(long, default_value_t = 50)]
     save_every: usize,
+    /// On many processes: each keeps the optimizer's moments of its part of the parameters alone (ZeRO stage 1)
+    #[arg(long)]
+    shard_optimizer: bool,
 }
 
 /// [`Miner`] on the command line.
@@ -124,8 +128,12 @@ enum NegativesArg {
 
 /// Trains, then writes the teacher.
 pub fn run(args: &Args, device: &DeviceArgs) -> Result<()> {
-    check(args)?;
-    let staged = StagedDir::new(&args.run.out)?;
+    ranks::within(args.run.rank_timeout, device, |ranks| teach(args, device, ranks))
+}
+
+fn teach(args: &Args, device: &DeviceArgs, ranks: &Ranks) -> Result<()> {
+    check(args, ranks)?;
+    let staged = ranks.is_first().then(|| StagedDir::new(&args.run.out)).transpose()?;
     let sets = args.run.open_data()?;
     let lora = (args.lora_rank > 0).then(|| LoraConfig {
         rank: args.lora_rank,
@@ -152,20 +160,32 @@ pub fn run(args: &Args, device: &DeviceArgs) -> Result<()> {
         "teaching": config, "negatives": negatives, "fit": fit_config, "weight_decay": args.weight_decay,
         "lora": lora, "dtype": device.compute().name(),
     });
-    eprintln!("teaching on {}", sets.describe());
+    ranks.agree(&json!({ "settings": settings, "shard_optimizer": args.shard_optimizer }))?;
+    if ranks.is_first() {
+        eprintln!("teaching on {}{}", sets.describe(), ranks.describe());
+    }
     let mined = sets.sets.iter().map(|set| Negatives::mine(set, &negatives)).collect::<Result<Vec<_>>>()?;
     let reference = (args.objective == Objective::Dpo).then(|| {
         let parts = [model_digest.as_bytes(), device.compute().name().as_bytes()];
-        VectorCache::open(&args.run.cache_beside(), "reference", &models::files::sha256_parts(parts), 1)
+        // Each process has the scores of its own micro-batches.
+        let name = match ranks.rank() {
+            0 => "reference".to_owned(),
+            rank => format!("reference-{rank}"),
+        };
+        VectorCache::open(&args.run.cache_beside(), &name, &models::files::sha256_parts(parts), 1)
     });
-    let mut task = Teaching::new(&teacher, &sets, mined, reference.transpose()?, config)?;
-    let mut adamw = AdamW::new(teacher.parameters(), args.weight_decay);
-    let history = fit(&mut task, &mut adamw, &fit_config, &args.run.state(&settings))?;
+    let mut task = Teaching::new(&teacher, &sets, mined, reference.transpose()?, ranks, config)?;
+    let mut adamw = match args.shard_optimizer {
+        true => AdamW::divided(teacher.parameters(), args.weight_decay, ranks),
+        false => AdamW::new(teacher.parameters(), args.weight_decay),
+    };
+    let history = fit(&mut task, &mut adamw, &fit_config, &args.run.state(&settings, ranks), ranks)?;
+    drop(task);
+    let Some(staged) = staged else { return Ok(()) };
     if !history.complete {
         eprintln!("stopped; continue with --resume");
         return Ok(());
     }
-    drop(task);
     let (queries, documents) = golden::texts(&sets, GOLDEN);
     golden::write_teacher(staged.path(), &mut teacher, &queries, &documents)?;
     copy_side_files(&args.model, staged.path())?;
@@ -185,9 +205,17 @@ pub fn run(args: &Args, device: &DeviceArgs) -> Result<()> {
     Ok(())
 }
 
-fn check(args: &Args) -> Result<()> {
+fn check(args: &Args, ranks: &Ranks) -> Result<()> {
     if args.steps == 0 || args.batch_queries == 0 || args.batch_documents == 0 || args.accumulate == 0 {
         bail!("--steps, --batch-queries, --batch-documents and --accumulate must be at least 1");
+    }
+    if args.accumulate < ranks.size() {
+        bail!(
+            "--accumulate {}: {} processes divide the micro-batches of a step, so there must be at least as many; a step sees \
+             --batch-queries times --accumulate queries, whatever the number of processes",
+            args.accumulate,
+            ranks.size()
+        );
     }
     if args.beta <= 0.0 || !(0.0..0.5).contains(&args.label_smoothing) {
         bail!("--beta must be above 0 and --label-smoothing from 0 up to, not including, 0.5");

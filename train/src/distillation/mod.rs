@@ -13,6 +13,7 @@ pub use queries::QueryLatents;
 pub use ranking::{JudgedScore, StudentSet};
 pub use targets::Targets;
 
+use crate::crew::Crew;
 use crate::fit::{Metrics, MicroBatch, Task};
 use crate::losses::{Divergence, JepaDistance, KlOver, contrastive, divergence, jepa};
 use crate::sampling::{batch_at, draw, rng};
@@ -90,6 +91,7 @@ pub struct Finished {
 /// The task of [`crate::fit::fit`].
 pub struct Distillation<'a> {
     teacher: &'a Reranker,
+    crew: &'a Crew<'a>,
     sets: Vec<StudentSet<'a>>,
     /// Set and place in it of each step's batch.
     plan: Vec<(usize, usize)>,
@@ -101,9 +103,10 @@ pub struct Distillation<'a> {
 }
 
 impl<'a> Distillation<'a> {
-    /// Joins the parts; `plan` is that of [`crate::data_sets::DataSets::plan`].
+    /// Joins the parts; `crew` makes the targets, `plan` is that of [`crate::data_sets::DataSets::plan`].
     pub fn new(
         teacher: &'a Reranker,
+        crew: &'a Crew<'a>,
         sets: Vec<StudentSet<'a>>,
         plan: Vec<(usize, usize)>,
         predictor: Predictor,
@@ -117,7 +120,7 @@ impl<'a> Distillation<'a> {
             let identity = Tensor::eye(hidden, (Kind::Float, teacher.device()));
             tch::no_grad(|| teacher.decoder.logits(&identity))
         });
-        Self { teacher, sets, plan, predictor, targets, head, config }
+        Self { teacher, crew, sets, plan, predictor, targets, head, config }
     }
 
     /// Equalises documents for good, and measures.
@@ -249,12 +252,13 @@ impl<'a> Distillation<'a> {
 
 impl Task for Distillation<'_> {
     fn before_step(&mut self, step: usize) -> Result<()> {
+        self.crew.wait()?;
         // Round r starts after its share of the run: the first meets a student that already ranks a little.
         let round = (0..self.config.rounds)
             .find(|round| self.config.steps * (round + 1) / (self.config.rounds + 2) == step);
         match round {
             Some(round) if self.config.target_queries > 0 => self.equalised(|task| {
-                task.targets.make(task.teacher, &task.sets, &task.predictor, &task.config, round)
+                task.targets.make(task.crew, &task.sets, &task.predictor, &task.config, round)
             }),
             _ => Ok(()),
         }
@@ -312,6 +316,6 @@ impl Task for Distillation<'_> {
         let candidates: Vec<Vec<(usize, Vec<usize>)>> =
             serde_json::from_value(state["candidates"].clone()).context("damaged state: candidates")?;
         self.targets.candidates = candidates.into_iter().map(|set| set.into_iter().collect()).collect();
-        self.targets.score_missing(self.teacher, &self.sets)
+        self.targets.score_missing(self.crew, &self.sets)
     }
 }

@@ -6,11 +6,11 @@
 use super::DistillConfig;
 use super::ranking::StudentSet;
 use crate::cache::{Key, VectorCache, key};
+use crate::crew::Crew;
 use crate::features::bar;
 use crate::sampling::{draw, draw_by_score, rng};
-use crate::scoring::{Texts, score_pairs};
 use anyhow::{Context, Result};
-use models::torch::{Predictor, Reranker};
+use models::torch::Predictor;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use std::collections::{BTreeMap, BTreeSet};
@@ -40,7 +40,7 @@ impl Targets {
     /// Draws candidates for the queries whose turn it is in `round` and has the teacher score the new pairs.
     pub fn make(
         &mut self,
-        teacher: &Reranker,
+        crew: &Crew,
         sets: &[StudentSet],
         predictor: &Predictor,
         config: &DistillConfig,
@@ -65,12 +65,12 @@ impl Targets {
                 }
             }
         }
-        self.score_missing(teacher, sets)
+        self.score_missing(crew, sets)
     }
 
     /// Has the teacher score those candidates that it never scored.
-    pub fn score_missing(&mut self, teacher: &Reranker, sets: &[StudentSet]) -> Result<()> {
-        for (set, candidates) in sets.iter().zip(&self.candidates) {
+    pub fn score_missing(&mut self, crew: &Crew, sets: &[StudentSet]) -> Result<()> {
+        for (index, (set, candidates)) in sets.iter().zip(&self.candidates).enumerate() {
             let places = &set.set.train.queries;
             let pairs = candidates
                 .iter()
@@ -79,9 +79,8 @@ impl Targets {
                 .filter(|(query, document)| !self.cache.contains(&pair_key(set, *query, *document)))
                 .collect();
             let bar = bar(pairs.len(), "teacher targets");
-            let texts = Texts { queries: &set.set.query_texts(), documents: &set.set.document_texts() };
             let cache = &mut self.cache;
-            score_pairs(teacher, &texts, &pairs, true, |scored| {
+            crew.score(index, &pairs, true, |scored| {
                 bar.inc(scored.len() as u64);
                 for pair in scored {
                     let mut record = pair.hidden.unwrap_or_default();
