@@ -84,6 +84,9 @@ pub fn finish(command: &mut Command) -> Finished {
 pub fn program(name: &str) -> Command {
     let mut command = Command::new(binary(name));
     command.env("OMP_WAIT_POLICY", "PASSIVE").env_remove("ORT_DYLIB_PATH").env_remove("RUST_LOG");
+    for launcher in ["RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"] {
+        command.env_remove(launcher);
+    }
     command
 }
 
@@ -128,7 +131,7 @@ fn modified(file: &Path) -> Option<SystemTime> {
 
 fn newest_source() -> SystemTime {
     let mut newest = SystemTime::UNIX_EPOCH;
-    let mut waiting: Vec<PathBuf> = ["models", "train", "export", "runtime"]
+    let mut waiting: Vec<PathBuf> = ["models", "train", "train/c10d", "export", "runtime"]
         .iter()
         .map(|name| repository().join(name).join("src"))
         .collect();
