@@ -9,7 +9,7 @@
 
 use super::connect::Connections;
 use super::error::{Failure, PostgresError, words};
-use super::measure::{MOST_STORED, Measure};
+use super::measure::{EXPANSION, LINKS, MOST_STORED, Measure};
 use crate::place::Access;
 use crate::store::IndexKey;
 use postgres::Transaction;
@@ -41,11 +41,10 @@ pub(super) fn first(measure: &Measure) -> String {
     } else {
         ""
     };
-    let links = measure.links();
     let graph = measure.graph().map_or(String::new(), |(over, kind)| {
         format!(
             "CREATE INDEX rabtriever_documents_graph ON rabtriever_documents \
-             USING hnsw ({over} {kind}_ip_ops) WITH (m = {links}, ef_construction = {LOOKED_AT});"
+             USING hnsw ({over} {kind}_ip_ops) WITH (m = {LINKS}, ef_construction = {LOOKED_AT});"
         )
     });
     format!(
@@ -55,7 +54,7 @@ pub(super) fn first(measure: &Measure) -> String {
              form text NOT NULL,
              generation bigint NOT NULL DEFAULT 0,
              documents bigint NOT NULL DEFAULT 0,
-             expansion integer NOT NULL DEFAULT {expansion}
+             expansion integer NOT NULL DEFAULT {EXPANSION}
          );
          CREATE TABLE rabtriever_documents (
              key bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -71,7 +70,6 @@ pub(super) fn first(measure: &Measure) -> String {
          {plain}
          CREATE INDEX rabtriever_documents_fields ON rabtriever_documents USING gin (fields jsonb_path_ops);
          {graph}",
-        expansion = measure.expansion(),
     )
 }
 
