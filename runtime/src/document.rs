@@ -105,41 +105,64 @@ impl Source {
 
     /// Reads all documents: at least one, unique ids, no empty ones.
     pub fn read(&self) -> Result<Vec<Document>, DocumentError> {
+        let mut documents = Vec::new();
+        self.visit(|document| documents.push(document))?;
+        Ok(documents)
+    }
+
+    /// [`Source::read`] document by document, of which `each` keeps what it wants. After an error, those before it have been
+    /// seen.
+    pub fn visit(&self, each: impl FnMut(Document)) -> Result<(), DocumentError> {
         let open = |file: &Path| File::open(file).map_err(FileError::io(file));
-        let (name, documents) = match self {
+        match self {
             Self::Jsonl(file) => {
-                let name = file.display().to_string();
-                (name.clone(), jsonl(&name, BufReader::new(open(file)?))?)
+                let mut checked = Checked::new(file.display().to_string(), each);
+                jsonl(&mut checked, BufReader::new(open(file)?))?;
+                checked.finish()
             }
             Self::Csv(file) => {
-                let name = file.display().to_string();
-                (name.clone(), csv(&name, open(file)?)?)
+                let mut checked = Checked::new(file.display().to_string(), each);
+                csv(&mut checked, open(file)?)?;
+                checked.finish()
             }
-            Self::Stdin => ("stdin".to_owned(), jsonl("stdin", io::stdin().lock())?),
-        };
-        checked(&name, documents)
+            Self::Stdin => {
+                let mut checked = Checked::new("stdin".to_owned(), each);
+                jsonl(&mut checked, io::stdin().lock())?;
+                checked.finish()
+            }
+        }
     }
 }
 
 /// Documents from JSON lines.
 #[cfg(any(test, feature = "fuzz"))]
 pub(crate) fn read_jsonl(bytes: &[u8]) -> Result<Vec<Document>, DocumentError> {
-    checked("d.jsonl", jsonl("d.jsonl", bytes)?)
+    let mut documents = Vec::new();
+    let mut checked = Checked::new("d.jsonl".into(), |document| documents.push(document));
+    jsonl(&mut checked, bytes)?;
+    checked.finish()?;
+    Ok(documents)
 }
 
 /// Documents from CSV.
 #[cfg(any(test, feature = "fuzz"))]
 pub(crate) fn read_csv(bytes: &[u8]) -> Result<Vec<Document>, DocumentError> {
-    checked("d.csv", csv("d.csv", bytes)?)
+    let mut documents = Vec::new();
+    let mut checked = Checked::new("d.csv".into(), |document| documents.push(document));
+    csv(&mut checked, bytes)?;
+    checked.finish()?;
+    Ok(documents)
 }
 
 fn at(source_name: &str, line: usize, reason: impl Into<String>) -> DocumentError {
     DocumentError::Line { source_name: source_name.to_owned(), line, reason: reason.into() }
 }
 
-/// Documents with their lines; blank lines are skipped, a byte order mark and carriage returns removed.
-fn jsonl(name: &str, mut input: impl BufRead) -> Result<Vec<(Document, usize)>, DocumentError> {
-    let (mut documents, mut bytes) = (Vec::new(), Vec::new());
+/// Blank lines are skipped, a byte order mark and carriage returns removed.
+fn jsonl<F: FnMut(Document)>(checked: &mut Checked<F>, mut input: impl BufRead) -> Result<(), DocumentError> {
+    let name = checked.name.clone();
+    let name = name.as_str();
+    let mut bytes = Vec::new();
     for line in 1.. {
         bytes.clear();
         if input.read_until(b'\n', &mut bytes).map_err(|e| at(name, line, e.to_string()))? == 0 {
@@ -152,12 +175,14 @@ fn jsonl(name: &str, mut input: impl BufRead) -> Result<Vec<(Document, usize)>, 
         }
         let document: Document = serde_json::from_str(text)
             .map_err(|e| at(name, line, format!("not a JSON object with `_id` and `text`: {e}")))?;
-        documents.push((document, line));
+        checked.take(document, line)?;
     }
-    Ok(documents)
+    Ok(())
 }
 
-fn csv(name: &str, input: impl Read) -> Result<Vec<(Document, usize)>, DocumentError> {
+fn csv<F: FnMut(Document)>(checked: &mut Checked<F>, input: impl Read) -> Result<(), DocumentError> {
+    let name = checked.name.clone();
+    let name = name.as_str();
     let mut reader = csv::ReaderBuilder::new().flexible(false).from_reader(input);
     let refused = |error: csv::Error| {
         let line = error.position().map_or(1, |position| position.line() as usize);
@@ -182,7 +207,6 @@ fn csv(name: &str, input: impl Read) -> Result<Vec<(Document, usize)>, DocumentE
     }) {
         return Err(at(name, 1, format!("there are two columns `{double}`")));
     }
-    let mut documents = Vec::new();
     for record in reader.records() {
         let record = record.map_err(refused)?;
         let line = record.position().map_or(0, |position| position.line() as usize);
@@ -198,9 +222,9 @@ fn csv(name: &str, input: impl Read) -> Result<Vec<(Document, usize)>, DocumentE
                 }
             }
         }
-        documents.push((document, line));
+        checked.take(document, line)?;
     }
-    Ok(documents)
+    Ok(())
 }
 
 /// `3` and `true` are a number and a truth value, all else is text: also what would not be written again as it was
@@ -215,37 +239,47 @@ fn scalar(field: &str) -> Value {
     Value::String(field.to_owned())
 }
 
-fn checked(name: &str, documents: Vec<(Document, usize)>) -> Result<Vec<Document>, DocumentError> {
-    let mut seen: HashMap<&str, usize> = HashMap::new();
-    for (document, line) in &documents {
-        let id = document.id.as_str();
+/// Lets through what can be indexed.
+struct Checked<F> {
+    name: String,
+    /// Id to line.
+    seen: HashMap<String, usize>,
+    each: F,
+}
+
+impl<F: FnMut(Document)> Checked<F> {
+    fn new(name: String, each: F) -> Self {
+        Self { name, seen: HashMap::new(), each }
+    }
+
+    fn take(&mut self, document: Document, line: usize) -> Result<(), DocumentError> {
+        let (name, id) = (&self.name, &document.id);
         if id.is_empty() {
-            return Err(at(name, *line, "the id is empty"));
+            return Err(at(name, line, "the id is empty"));
         }
         if document.contents().is_empty() {
-            return Err(at(
-                name,
-                *line,
-                format!("`{id}` has neither title nor text; there is nothing to encode"),
-            ));
+            let reason = format!("`{id}` has neither title nor text; there is nothing to encode");
+            return Err(at(name, line, reason));
         }
         let fields = document.fields();
         if fields > MOST_FIELDS {
             let reason = format!("`{id}` has {fields} metadata fields, at most {MOST_FIELDS} are taken");
-            return Err(at(name, *line, reason));
+            return Err(at(name, line, reason));
         }
-        if let Some(first) = seen.insert(id, *line) {
-            return Err(at(
-                name,
-                *line,
-                format!("id `{id}` was used on line {first} already; ids must be unique"),
-            ));
+        if let Some(first) = self.seen.insert(id.clone(), line) {
+            let reason = format!("id `{id}` was used on line {first} already; ids must be unique");
+            return Err(at(name, line, reason));
         }
+        (self.each)(document);
+        Ok(())
     }
-    if documents.is_empty() {
-        return Err(DocumentError::Empty { source_name: name.to_owned() });
+
+    fn finish(self) -> Result<(), DocumentError> {
+        if self.seen.is_empty() {
+            return Err(DocumentError::Empty { source_name: self.name });
+        }
+        Ok(())
     }
-    Ok(documents.into_iter().map(|(document, _)| document).collect())
 }
 
 #[cfg(test)]
