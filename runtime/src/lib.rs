@@ -32,6 +32,7 @@ pub mod postgres;
 pub mod predictor;
 pub mod reranker;
 pub mod retriever;
+pub mod sealed;
 pub mod search;
 pub mod selftest;
 #[cfg(feature = "serve")]
