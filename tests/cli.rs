@@ -384,7 +384,13 @@ fn doctor_tells_what_works_and_what_does_not() {
 #[test]
 fn help_names_every_command() {
     for (name, commands) in [
-        ("runtime", &["index", "query", "remove", "serve", "check", "doctor", "bench"][..]),
+        (
+            "runtime",
+            &[
+                "index", "query", "remove", "serve", "keygen", "snapshot", "apply", "stats",
+                "check", "doctor", "bench",
+            ][..],
+        ),
         ("export", &["--onnx", "--precision"]),
     ] {
         let help = run(name, &["--help"]).done();

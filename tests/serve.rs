@@ -545,3 +545,73 @@ fn what_waits_together_is_encoded_together() {
     assert!(mean > 1.1, "{mean:.2} texts were encoded together in the mean");
     server.killed();
 }
+
+/// A robot's server that went on answering from last week's skills would make a fleet that is never in step; and nobody restarts it.
+#[test]
+fn a_delta_is_answered_from_at_the_next_query() {
+    let (office, robot) = (own(), own());
+    let at = |dir: &TempDir, name: &str| dir.path().join(name);
+    let (key, trust) = (at(&office, "fleet.pem"), at(&office, "fleet.pub.pem"));
+    run("runtime", &["keygen", "--out", text(&key)]).done();
+    let server = Server::start(robot.path(), &[]);
+    let stats = |name: &str| server.get("/stats").json()[name].clone();
+    let (generation, digest) = (stats("generation").as_u64().unwrap(), stats("generation_digest"));
+    let ask = || server.post("/query", &json!({ "query": "It smells of smoke!", "k": 50 })).json();
+    let ids = |answer: &Value| -> Vec<String> {
+        let results = answer["results"].as_array().unwrap();
+        results.iter().map(|hit| hit["id"].as_str().unwrap().to_owned()).collect()
+    };
+    assert!(!ids(&ask()).contains(&"alarm".to_owned()));
+
+    let document =
+        Document { id: "alarm".into(), title: String::new(), text: "The robot rings the alarm.".into() };
+    write_documents(&at(&office, "more.jsonl"), &[document]);
+    index(&at(&office, "bundle"), &at(&office, "more.jsonl"), &at(&office, "index"));
+    let (bundle, source) = (at(&office, "bundle"), at(&office, "index"));
+    run("runtime", &["remove", "--bundle", text(&bundle), "--index", text(&source), "sponge"]).done();
+    let snapshot = |since: u64, name: &str| {
+        let (out, since) = (at(&office, name), since.to_string());
+        let arguments = ["snapshot", "--index", text(&source), "--key", text(&key), "--since", &since];
+        run("runtime", &[&arguments[..], &["--out", text(&out)]].concat()).done();
+        out
+    };
+    let apply = |delta: &Path, more: &[&str]| {
+        let robot = at(&robot, "index");
+        let arguments = ["apply", "--index", text(&robot), "--trust", text(&trust), text(delta)];
+        run("runtime", &[&arguments[..], more].concat())
+    };
+    let delta = snapshot(generation, "delta");
+    let mut damaged = fs::read(&delta).unwrap();
+    let last = damaged.len() - 1;
+    damaged[last] ^= 1;
+    fs::write(at(&office, "damaged"), damaged).unwrap();
+    apply(&at(&office, "damaged"), &[]).refused(&["damaged"]);
+    assert_eq!(
+        (stats("generation").as_u64(), stats("generation_digest")),
+        (Some(generation), digest.clone())
+    );
+
+    apply(&delta, &[]).done();
+    let now = ids(&ask());
+    assert!(now.contains(&"alarm".to_owned()) && !now.contains(&"sponge".to_owned()), "{now:?}");
+    assert_eq!(stats("generation").as_u64(), Some(generation + 2));
+    assert_ne!(stats("generation_digest"), digest);
+
+    // The robot goes a way of its own, to a higher number, and is called back to a lower one.
+    for i in 0..3 {
+        let body =
+            json!({ "documents": [{ "id": format!("own{i}"), "text": "The robot found a shortcut." }] });
+        assert_eq!(server.post("/documents", &body).status, 200);
+    }
+    run("runtime", &["remove", "--bundle", text(&bundle), "--index", text(&source), "lamp"]).done();
+    let full = snapshot(0, "full");
+    apply(&full, &[]).refused(&["has changes of its own"]);
+    assert!(ids(&ask()).contains(&"own2".to_owned()));
+    apply(&full, &["--replace"]).done();
+    let left: Vec<String> = now.into_iter().filter(|id| id != "lamp").collect();
+    assert_eq!(ids(&ask()), left);
+    let in_step = run("runtime", &["stats", "--index", text(&source)]).done().json();
+    assert_eq!(stats("generation_digest"), in_step["generation_digest"]);
+    assert_eq!(stats("generation").as_u64(), Some(generation + 3));
+    server.killed();
+}

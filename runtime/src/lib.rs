@@ -15,6 +15,7 @@
 pub mod bundle;
 pub mod columns;
 pub mod cpu;
+pub mod delta;
 pub mod document;
 pub mod dylib;
 pub mod encoder;

@@ -59,6 +59,10 @@ enum Command {
     Remove(commands::remove::Args),
     #[cfg(feature = "serve")]
     Serve(commands::serve::Args),
+    Keygen(commands::keygen::Args),
+    Snapshot(commands::snapshot::Args),
+    Apply(commands::apply::Args),
+    Stats(commands::stats::Args),
     Check(commands::check::Args),
     Doctor(commands::doctor::Args),
     Bench(commands::bench::Args),
@@ -110,6 +114,10 @@ fn main() -> ExitCode {
         Command::Remove(args) => commands::remove::run(args, &cli.global),
         #[cfg(feature = "serve")]
         Command::Serve(args) => commands::serve::run(args, &cli.global),
+        Command::Keygen(args) => commands::keygen::run(args, &cli.global),
+        Command::Snapshot(args) => commands::snapshot::run(args, &cli.global),
+        Command::Apply(args) => commands::apply::run(args, &cli.global),
+        Command::Stats(args) => commands::stats::run(args, &cli.global),
         Command::Check(args) => commands::check::run(args, &cli.global),
         Command::Doctor(args) => commands::doctor::run(args, &cli.global),
         Command::Bench(args) => commands::bench::run(args, &cli.global),

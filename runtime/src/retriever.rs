@@ -258,6 +258,9 @@ pub struct Stats {
     pub vector_precision: Precision,
     /// Number of the last change of the index.
     pub generation: u64,
+    /// Digest over all its changes: who has the same one holds the same documents; a database keeps none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub generation_digest: Option<String>,
     /// Vectors in the graph, where there is one.
     pub graph_vectors: Option<usize>,
     /// What the index is keyed to.

@@ -21,6 +21,7 @@ use models::files;
 use models::student::Form;
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Params, Row, params};
+use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
@@ -28,9 +29,11 @@ use std::time::Duration;
 
 mod error;
 mod place;
+mod replica;
 
 pub use self::place::Identity;
 use self::place::Stamp;
+pub use self::replica::{Moment, RemovedDocument, Replica, StoredDocument};
 
 /// Version of the tables that this program reads and writes.
 pub const FORMAT_VERSION: u32 = 2;
@@ -70,7 +73,7 @@ const SCHEMA: &str = "
     COMMIT;";
 
 /// What an index is keyed to: everything that shapes a document vector.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IndexKey {
     /// The bundle's `document_digest`.
     pub document_digest: String,
@@ -90,7 +93,8 @@ pub struct Record<'a> {
 }
 
 /// A moment of an index.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Generation {
     /// Batches written until then.
     pub number: u64,
@@ -142,6 +146,17 @@ pub struct Writer {
 impl Store {
     /// Opens an index that must have been made with this very bundle.
     pub fn open(dir: &Path, key: &IndexKey) -> Result<Self, StoreError> {
+        Self::open_as(dir, Some(key))
+    }
+
+    /// Opens an index whatever it was made with, and tells what that was.
+    pub fn open_any(dir: &Path) -> Result<(Self, IndexKey), StoreError> {
+        let store = Self::open_as(dir, None)?;
+        let key = store.key()?;
+        Ok((store, key))
+    }
+
+    fn open_as(dir: &Path, key: Option<&IndexKey>) -> Result<Self, StoreError> {
         let file = existing(dir)?;
         let before = Identity::of(&file)?;
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
@@ -158,14 +173,14 @@ impl Store {
                 Self::open_immutable(&file, key)
             }
             // Another index was put there meanwhile; which of the two files is open nobody knows.
-            Ok(store) if store.identity != before => Self::open(dir, key),
+            Ok(store) if store.identity != before => Self::open_as(dir, key),
             opened => opened,
         }
     }
 
     /// Opens it as something that nobody writes: without log and locks. Whether somebody with other rights, or another machine,
     /// has written after all is for [`Store::follow`] to find.
-    fn open_immutable(file: &Path, key: &IndexKey) -> Result<Self, StoreError> {
+    fn open_immutable(file: &Path, key: Option<&IndexKey>) -> Result<Self, StoreError> {
         let stamp = Stamp::of(file);
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let uri = format!("file:{}?immutable=1", place::percent_encoded(file));
@@ -197,16 +212,21 @@ impl Store {
         Identity::of(&self.file).is_ok_and(|found| found == self.identity)
     }
 
-    fn check(file: &Path, connection: Connection, key: &IndexKey) -> Result<Self, StoreError> {
+    fn check(file: &Path, connection: Connection, key: Option<&IndexKey>) -> Result<Self, StoreError> {
         connection.busy_timeout(BUSY_TIMEOUT).map_err(sql(file))?;
         let identity = Identity::of(file)?;
-        let (file, inner_dimensions) = (file.to_owned(), key.inner_dimensions);
-        let store = Self { file, connection, inner_dimensions, identity, immutable: None };
+        let mut store =
+            Self { file: file.to_owned(), connection, inner_dimensions: 0, identity, immutable: None };
         store.holds_only_tables()?;
         let found = store.meta("format_version")?;
         if found != FORMAT_VERSION.to_string() {
             return Err(StoreError::Version { file: store.file, found, expected: FORMAT_VERSION });
         }
+        let Some(key) = key else {
+            store.inner_dimensions = store.key()?.inner_dimensions;
+            return Ok(store);
+        };
+        store.inner_dimensions = key.inner_dimensions;
         for (what, name, expected) in key.entries() {
             let found = store.meta(name)?;
             if found != expected {
@@ -233,6 +253,17 @@ impl Store {
             Some(name) => Err(self.damaged(format!("it holds `{name}`, which is no table"))),
             None => Ok(()),
         }
+    }
+
+    /// What this index is keyed to.
+    fn key(&self) -> Result<IndexKey, StoreError> {
+        let (dimensions, form) = (self.meta("inner_dimensions")?, self.meta("form")?);
+        let inner_dimensions = dimensions
+            .parse()
+            .map_err(|_| self.damaged(format!("its number of dimensions is {dimensions:?}")))?;
+        let form = [Form::Relu, Form::Gated].into_iter().find(|known| form_name(*known) == form);
+        let form = form.ok_or_else(|| self.damaged("its predictor form is unknown".into()))?;
+        Ok(IndexKey { document_digest: self.meta("document_digest")?, inner_dimensions, form })
     }
 
     /// The database.
@@ -268,16 +299,7 @@ impl Store {
 
     /// Whether this index has been at that moment.
     pub fn has_been_at(&self, generation: &Generation) -> Result<bool, StoreError> {
-        let digest: Option<String> = self
-            .connection
-            .query_row(
-                "SELECT digest FROM generations WHERE number = ?1",
-                [generation.number.cast_signed()],
-                |row| row.get(0),
-            )
-            .optional()
-            .map_err(sql(&self.file))?;
-        Ok(digest.as_ref() == Some(&generation.digest))
+        Ok(self.digest_at(generation.number)?.as_ref() == Some(&generation.digest))
     }
 
     /// The earliest generation after which all changes are still known.
@@ -317,7 +339,7 @@ impl Store {
     pub fn load_in(&self, precision: Precision) -> Result<(Rows, Generation), StoreError> {
         let mut rows = Rows::in_precision(self.inner_dimensions, precision);
         rows.reserve(self.at_most()?);
-        let generation = self.update(&mut rows, 0)?.1;
+        let generation = self.update(&mut rows, &Generation::default())?.1;
         Ok((rows, generation))
     }
 
@@ -331,16 +353,22 @@ impl Store {
         Ok(usize::try_from(fit.min(keys.max(0).cast_unsigned())).unwrap_or(usize::MAX))
     }
 
-    /// Brings rows of an earlier generation up to date; [`StoreError::Forgotten`] asks for [`Store::load`] instead.
-    pub fn update(&self, rows: &mut Rows, since: u64) -> Result<(Changes, Generation), StoreError> {
+    /// Brings rows of an earlier generation up to date; [`StoreError::Forgotten`] asks for [`Store::load`] instead: the
+    /// generation is too long ago, or of another index that was in this one's place.
+    pub fn update(&self, rows: &mut Rows, since: &Generation) -> Result<(Changes, Generation), StoreError> {
         // One transaction: changes and generation belong together even while somebody writes.
         let transaction = self.connection.unchecked_transaction().map_err(sql(&self.file))?;
-        self.remembers(since)?;
-        let changes = Changes { removed: self.removed_since(since)?, ..Changes::default() };
+        let Generation { number, .. } = *since;
+        self.remembers(number)?;
+        if number != 0 && !self.has_been_at(since)? {
+            let (file, oldest) = (self.file.clone(), self.oldest_generation()?);
+            return Err(StoreError::Forgotten { file, since: number, oldest });
+        }
+        let changes = Changes { removed: self.removed_since(number)?, ..Changes::default() };
         for key in &changes.removed {
             rows.remove(*key);
         }
-        let changes = Changes { put: self.put_since(rows, since)?, ..changes };
+        let changes = Changes { put: self.put_since(rows, number)?, ..changes };
         let generation = self.generation()?;
         transaction.commit().map_err(sql(&self.file))?;
         Ok((changes, generation))
@@ -509,7 +537,7 @@ impl Writer {
                 .execute("INSERT INTO meta (name, value) VALUES (?1, ?2)", params![name, value])
                 .map_err(sql(&file))?;
         }
-        Ok(Self { store: Store::check(&file, connection, key)?, kept: KEPT_GENERATIONS, _lock: lock })
+        Ok(Self { store: Store::check(&file, connection, Some(key))?, kept: KEPT_GENERATIONS, _lock: lock })
     }
 
     /// Opens an existing index for writing; a second writer is refused.
@@ -519,7 +547,7 @@ impl Writer {
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let connection = Connection::open_with_flags(&file, flags).map_err(sql(&file))?;
         connection.execute_batch("PRAGMA synchronous = FULL").map_err(sql(&file))?;
-        Ok(Self { store: Store::check(&file, connection, key)?, kept: KEPT_GENERATIONS, _lock: lock })
+        Ok(Self { store: Store::check(&file, connection, Some(key))?, kept: KEPT_GENERATIONS, _lock: lock })
     }
 
     /// Remembers the changes of this many generations from now on, instead of [`KEPT_GENERATIONS`].
@@ -655,16 +683,27 @@ impl Writer {
 impl IndexKey {
     /// What differs in words, name in the table, value.
     pub(crate) fn entries(&self) -> impl Iterator<Item = (&'static str, &'static str, String)> {
-        let form = match self.form {
-            Form::Relu => "relu",
-            Form::Gated => "gated",
-        };
         [
             ("document digest", "document_digest", self.document_digest.clone()),
             ("number of dimensions", "inner_dimensions", self.inner_dimensions.to_string()),
-            ("predictor form", "form", form.to_owned()),
+            ("predictor form", "form", form_name(self.form).to_owned()),
         ]
         .into_iter()
+    }
+
+    /// The first thing in which another one differs, in words: what, this one's, the other's.
+    pub fn difference(&self, other: &Self) -> Option<(&'static str, String, String)> {
+        let short = |value: String| value.chars().take(12).collect();
+        let mut pairs = self.entries().zip(other.entries());
+        let found = pairs.find(|((.., mine), (.., theirs))| mine != theirs);
+        found.map(|((what, _, mine), (.., theirs))| (what, short(mine), short(theirs)))
+    }
+}
+
+fn form_name(form: Form) -> &'static str {
+    match form {
+        Form::Relu => "relu",
+        Form::Gated => "gated",
     }
 }
 

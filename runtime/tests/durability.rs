@@ -82,7 +82,7 @@ fn run_child(dir: &Path) {
     };
     let (mut rows, generation) = writer.store().load().unwrap();
     let mut there: BTreeMap<String, Document> = contents(writer.store(), &rows);
-    let mut seen = generation.number;
+    let mut seen = generation.clone();
     for number in generation.number + 1.. {
         match change(number, &there) {
             Change::Put(documents) => {
@@ -97,10 +97,9 @@ fn run_child(dir: &Path) {
             writer.compact().unwrap();
         }
         if number.is_multiple_of(4) {
-            let generation = writer.store().update(&mut rows, seen).unwrap().1;
-            seen = generation.number;
-            Graph::build(&rows, Measure::Gated).unwrap().save(dir, &generation).unwrap();
-            snapshot::save(dir, &rows, &generation).unwrap();
+            seen = writer.store().update(&mut rows, &seen).unwrap().1;
+            Graph::build(&rows, Measure::Gated).unwrap().save(dir, &seen).unwrap();
+            snapshot::save(dir, &rows, &seen).unwrap();
         }
     }
 }
@@ -165,7 +164,7 @@ fn nothing_acknowledged_is_lost_when_the_process_is_killed() {
         if dir.path().join(snapshot::FILE_NAME).exists() {
             let (mut mapped, of) = snapshot::open(dir.path(), M, None).unwrap();
             assert!(store.has_been_at(&of).unwrap(), "kill {kill}: {of:?}, the index is at {generation:?}");
-            store.update(&mut mapped, of.number).unwrap();
+            store.update(&mut mapped, &of).unwrap();
             assert_eq!(contents(&store, &mapped), there, "kill {kill}, snapshot of {of:?}");
             assert!(mapped.live().ones().all(|row| mapped.vector(row) == vector(&there[mapped.id(row)])));
         }

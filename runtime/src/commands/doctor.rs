@@ -190,7 +190,9 @@ fn check_index(findings: &mut Findings, bundle: &Bundle, dir: &Path) -> anyhow::
     });
     let Some((rows, generation)) = findings.take("index", loaded)? else { return Ok(()) };
     let number = generation.number;
-    let detail = format!("{}, {} documents, generation {number}", dir.display(), rows.len());
+    let digest = generation.digest.get(..12).unwrap_or("none");
+    let detail =
+        format!("{}, {} documents, generation {number} with digest {digest}", dir.display(), rows.len());
     findings.line(true, "index", detail)?;
     if rows.len() <= EXACT_LIMIT {
         return findings.line(true, "graph", format!("not needed up to {EXACT_LIMIT} documents"));

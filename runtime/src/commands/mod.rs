@@ -1,12 +1,16 @@
 //! One file per command: `Args` holds what was typed, `run` opens things, calls the library and reports.
 
+pub mod apply;
 pub mod bench;
 pub mod check;
 pub mod doctor;
 pub mod index;
+pub mod keygen;
 pub mod place;
 pub mod query;
 pub mod remove;
 mod sample;
 #[cfg(feature = "serve")]
 pub mod serve;
+pub mod snapshot;
+pub mod stats;

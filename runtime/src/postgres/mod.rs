@@ -216,6 +216,7 @@ impl Backend for Database {
             vector_bytes: 0,
             vector_precision: Precision::F32,
             generation: state.generation,
+            generation_digest: None,
             graph_vectors: self.measure.graph().map(|_| state.documents),
             document_digest: self.key.document_digest.clone(),
         })

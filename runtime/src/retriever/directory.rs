@@ -30,6 +30,9 @@ pub(super) const LOADED_ASIDE: u64 = 100_000_000;
 /// What is done about a saved graph that is of no use.
 pub(super) const REBUILDING: &str = "rebuilding the graph from documents.sqlite";
 
+/// Key, id and score of a row.
+type Found = (i64, String, f32);
+
 /// An opened index directory. What any process has changed is found by the next query.
 #[derive(Debug)]
 pub struct Directory {
@@ -110,10 +113,11 @@ impl Directory {
     pub(super) fn refresh(&self) -> Result<(), RetrieverError> {
         let mut store = self.store();
         store.follow(&self.memory.key);
-        let since = self.state().generation.number;
-        if store.generation()?.number != since {
+        let since = self.state().generation.clone();
+        // Digests too: another index with as many changes may have been put into the same file.
+        if store.generation()? != since {
             let mut state = self.memory.state.write();
-            match store.update(&mut state.rows, since) {
+            match store.update(&mut state.rows, &since) {
                 Ok((changes, now)) => state.note(&changes, now),
                 Err(StoreError::Forgotten { .. }) => {
                     // Others go on with what there was.
@@ -136,20 +140,19 @@ impl Directory {
     fn scored_exactly(
         &self,
         query: &FoldedQuery,
-        found: &[(i64, f32)],
+        found: Vec<Found>,
         k: usize,
-    ) -> Result<Vec<(i64, f32)>, RetrieverError> {
+    ) -> Result<Vec<Found>, RetrieverError> {
         let store = self.store();
         let mut scored = Vec::with_capacity(found.len());
-        for (key, _) in found {
-            // A document that was removed meanwhile is not shown.
-            if let Some((id, vector)) = store.vector(*key)? {
-                scored.push((query.score(&vector), id, *key));
+        for (key, id, _) in found {
+            if let Some((_, vector)) = store.vector(key)?.filter(|(stored, _)| *stored == id) {
+                scored.push((key, id, query.score(&vector)));
             }
         }
-        scored.sort_by(|a, b| b.0.total_cmp(&a.0).then_with(|| b.1.cmp(&a.1)));
+        scored.sort_by(|a, b| b.2.total_cmp(&a.2).then_with(|| b.1.cmp(&a.1)));
         scored.truncate(k);
-        Ok(scored.into_iter().map(|(score, _, key)| (key, score)).collect())
+        Ok(scored)
     }
 }
 
@@ -169,22 +172,25 @@ impl Backend for Directory {
             let rough = state.rows.precision() != Precision::F32;
             let k = if rough { search::rough_results(wanted.k) } else { wanted.k };
             let (path, ranked) = state.search(queries, k, wanted.filter.as_ref())?;
-            let keyed =
-                |found: &Vec<Scored>| found.iter().map(|s| (state.rows.key(s.row), s.score)).collect();
-            (path, rough, ranked.iter().map(keyed).collect::<Vec<Vec<(i64, f32)>>>())
+            let keyed = |found: &Vec<Scored>| -> Vec<Found> {
+                let rows = &state.rows;
+                let found = found.iter().map(|s| (rows.key(s.row), rows.id(s.row).to_owned(), s.score));
+                found.collect()
+            };
+            (path, rough, ranked.iter().map(keyed).collect::<Vec<_>>())
         };
         if rough {
             for (query, ranked) in queries.iter().zip(&mut ranked) {
-                *ranked = self.scored_exactly(query, ranked, wanted.k)?;
+                *ranked = self.scored_exactly(query, std::mem::take(ranked), wanted.k)?;
             }
         }
         let store = self.store();
         let mut documents = Vec::with_capacity(ranked.len());
         for ranked in ranked {
             let mut found = Vec::with_capacity(ranked.len());
-            for (key, score) in ranked {
-                // A document that was removed meanwhile is not shown.
-                if let Some(document) = store.document(key)? {
+            for (key, id, score) in ranked {
+                // What was removed meanwhile is not shown, nor another index's document with its key.
+                if let Some(document) = store.document(key)?.filter(|document| document.id == id) {
                     found.push((document, score));
                 }
             }
@@ -236,6 +242,7 @@ impl Backend for Directory {
             vector_bytes: state.rows.bytes(),
             vector_precision: state.rows.precision(),
             generation: state.generation.number,
+            generation_digest: Some(state.generation.digest.clone()),
             graph_vectors: state.graph.as_ref().map(|linked| linked.graph.read().len()),
             document_digest: self.document_digest.clone(),
         })
@@ -332,7 +339,7 @@ fn saved_rows(
         );
         return Err(SnapshotError::Unfit { file: dir.join(snapshot::FILE_NAME), reason }.into());
     }
-    let (changes, now) = store.update(&mut rows, generation.number)?;
+    let (changes, now) = store.update(&mut rows, &generation)?;
     rows.compact();
     Ok(Some(State::new(rows, now, changes.put.len() + changes.removed.len())))
 }

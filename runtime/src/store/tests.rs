@@ -150,7 +150,7 @@ fn old_generations_are_forgotten_and_late_readers_told() {
     for step in 0..3usize {
         put(&mut writer, &[document("a", &"x".repeat(step))]);
         let mut others = Rows::new(rows.dimensions());
-        let late = reader.update(&mut others, seen.number).map(|(changes, _)| changes.removed.len());
+        let late = reader.update(&mut others, &seen).map(|(changes, _)| changes.removed.len());
         match step {
             // At generation 5 the changes after generation 2 are known, the removal of b is not among them.
             0 | 1 => assert_eq!(late.unwrap(), 1, "{step}"),
@@ -169,7 +169,8 @@ fn old_generations_are_forgotten_and_late_readers_told() {
     // From the oldest one on, a reader still gets there; from nothing, everybody does.
     assert_eq!(reader.changes_since(2).unwrap(), Changes { put: vec![1], removed: vec![] });
     rows.remove(2);
-    assert_eq!(reader.update(&mut rows, 2).unwrap().1.number, 5);
+    let at = Generation { number: 2, digest: reader.digest_at(2).unwrap().unwrap() };
+    assert_eq!(reader.update(&mut rows, &at).unwrap().1.number, 5);
     let (anew, _) = reader.load().unwrap();
     assert_eq!((rows.len(), rows.vector(0)), (anew.len(), anew.vector(0)));
     assert_eq!(reader.changes_since(0).unwrap().put, [1, 3]);
@@ -321,7 +322,7 @@ fn following_the_changes_is_loading_anew() {
         }
         // Not after every step: several generations are caught up with at once.
         if step % 3 != 1 {
-            let (_, generation) = reader.update(&mut rows, seen.number).unwrap();
+            let (_, generation) = reader.update(&mut rows, &seen).unwrap();
             seen = generation;
             rows.compact();
             let (anew, generation) = reader.load().unwrap();
