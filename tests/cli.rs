@@ -387,7 +387,7 @@ fn help_names_every_command() {
         (
             "runtime",
             &[
-                "index", "query", "remove", "serve", "keygen", "snapshot", "apply", "stats",
+                "index", "encode", "query", "remove", "serve", "keygen", "snapshot", "apply", "stats",
                 "check", "doctor", "bench",
             ][..],
         ),

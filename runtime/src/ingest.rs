@@ -1,4 +1,7 @@
 //! Documents in, vectors stored: plans, encodes and stores batch by batch.
+//!
+//! What an index is follows from its documents and their order alone, to the byte: crate::shard makes the same one from batches
+//! that were encoded elsewhere.
 
 use crate::bundle::Bundle;
 use crate::document::Document;
@@ -7,8 +10,9 @@ use crate::retriever::RetrieverError;
 use crate::store::{self, Change, IndexKey, Record, Writer};
 use serde::Serialize;
 
-/// Documents that are encoded and stored together: a transaction each, and as much as an interruption can lose.
-const BATCH: usize = 64;
+/// Documents that are encoded and stored together: a transaction each, and as much as an interruption can lose. Shards
+/// consist of whole batches: with another number they would be of another format.
+pub const BATCH: usize = 64;
 
 /// What became of the documents.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
@@ -62,6 +66,17 @@ pub fn index_key(bundle: &Bundle) -> IndexKey {
     }
 }
 
+/// Vectors of documents that are encoded together, `[m]` each, in order.
+pub fn encode(encoder: &Encoder, documents: &[&Document]) -> Result<Vec<Vec<f32>>, RetrieverError> {
+    let mut passes = Vec::with_capacity(documents.len());
+    for document in documents {
+        let pass = encoder.bundle().prompter.document_pass(&document.contents());
+        passes.push(pass.map_err(|source| RetrieverError::Document { id: document.id.clone(), source })?);
+    }
+    let folded = &encoder.bundle().folded;
+    Ok(encoder.encode(&passes)?.iter().map(|embedding| folded.document(&embedding.latent)).collect())
+}
+
 /// Stores new and changed documents, and encodes those whose text is new. After an error the batches stored until then
 /// stay, and the call can be repeated.
 pub fn ingest(
@@ -100,15 +115,11 @@ fn encoded<'a>(
     encoder: &Encoder,
     changed: &[(&'a Document, Change)],
 ) -> Result<Vec<Record<'a>>, RetrieverError> {
-    let mut passes = Vec::with_capacity(changed.len());
-    for (document, _) in changed.iter().filter(|(_, change)| *change != Change::Relabelled) {
-        let pass = encoder.bundle().prompter.document_pass(&document.contents());
-        passes.push(pass.map_err(|source| RetrieverError::Document { id: document.id.clone(), source })?);
-    }
-    let mut vectors =
-        encoder.encode(&passes)?.into_iter().map(|e| encoder.bundle().folded.document(&e.latent));
+    let texts = changed.iter().filter(|(_, change)| *change != Change::Relabelled);
+    let texts: Vec<&Document> = texts.map(|(document, _)| *document).collect();
+    let mut vectors = encode(encoder, &texts)?.into_iter();
     let record = |&(document, change): &(&'a Document, Change)| {
-        // encode() returns an embedding for each pass.
+        // encode() returns a vector for each document.
         let vector = if change == Change::Relabelled { None } else { vectors.next() };
         Record { document, vector }
     };

@@ -24,6 +24,7 @@ pub mod filter;
 pub mod fuzz;
 pub mod index;
 pub mod ingest;
+pub mod keys;
 pub mod place;
 #[cfg(feature = "postgres")]
 pub mod postgres;
@@ -39,6 +40,7 @@ pub mod selftest;
 #[cfg(feature = "serve")]
 pub mod serve;
 pub mod session;
+pub mod shard;
 pub mod snapshot;
 pub mod store;
 #[cfg(test)]

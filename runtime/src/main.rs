@@ -55,6 +55,7 @@ pub struct Global {
 #[derive(Debug, Subcommand)]
 enum Command {
     Index(commands::index::Args),
+    Encode(commands::encode::Args),
     Query(commands::query::Args),
     Remove(commands::remove::Args),
     #[cfg(feature = "serve")]
@@ -110,6 +111,7 @@ fn main() -> ExitCode {
     let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
     let result = match &cli.command {
         Command::Index(args) => commands::index::run(args, &cli.global),
+        Command::Encode(args) => commands::encode::run(args, &cli.global),
         Command::Query(args) => commands::query::run(args, &cli.global),
         Command::Remove(args) => commands::remove::run(args, &cli.global),
         #[cfg(feature = "serve")]

@@ -333,15 +333,7 @@ impl Retriever {
         let encoder = open_encoder(Arc::new(Bundle::open(bundle)?), options)?;
         let mut writer = Writer::create(staged.path(), &ingest::index_key(encoder.bundle()))?;
         let report = ingest::ingest(&encoder, &mut writer, documents, progress)?;
-        let count = writer.store().count()?;
-        if count > options.graph_above {
-            let (rows, generation) = writer.store().load_in(directory::precision(options, count))?;
-            snapshot::save(staged.path(), &rows, &generation)?;
-            (options.notice)(&format!("building the graph over {} documents", rows.len()));
-            Graph::build(&rows, Measure::of_bundle(encoder.bundle()))?.save(staged.path(), &generation)?;
-        }
-        writer.close()?;
-        staged.commit()?;
+        complete(staged, writer, encoder.bundle(), options)?;
         Ok(report)
     }
 
@@ -536,12 +528,30 @@ impl Retriever {
     }
 }
 
+/// Ends a new index: what speeds up a large one, and the directory in its place.
+pub(crate) fn complete(
+    staged: StagedDir,
+    writer: Writer,
+    bundle: &Bundle,
+    options: &Options,
+) -> Result<(), RetrieverError> {
+    let count = writer.store().count()?;
+    if count > options.graph_above {
+        let (rows, generation) = writer.store().load_in(directory::precision(options, count))?;
+        snapshot::save(staged.path(), &rows, &generation)?;
+        (options.notice)(&format!("building the graph over {} documents", rows.len()));
+        Graph::build(&rows, Measure::of_bundle(bundle))?.save(staged.path(), &generation)?;
+    }
+    writer.close()?;
+    Ok(staged.commit()?)
+}
+
 /// Each text's share of a time, in milliseconds; microseconds are as fine as anybody wants to read.
 fn share(time: Duration, texts: usize) -> f64 {
     (time.as_secs_f64() * 1e6 / texts.max(1) as f64).round() / 1e3
 }
 
-fn open_encoder(bundle: Arc<Bundle>, options: &Options) -> Result<Encoder, RetrieverError> {
+pub(crate) fn open_encoder(bundle: Arc<Bundle>, options: &Options) -> Result<Encoder, RetrieverError> {
     let encoder = Encoder::open(bundle, &options.session)?;
     encoder.fallbacks().iter().for_each(|fallback| (options.notice)(fallback));
     for measured in selftest::measure(&encoder, None, options.golden)? {

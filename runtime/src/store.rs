@@ -780,6 +780,11 @@ fn forget_old_generations(
     Ok(())
 }
 
+/// SHA-256 over a document's id, title, text and metadata.
+pub fn document_digest(document: &Document) -> String {
+    digest(document, &written(&document.metadata))
+}
+
 /// SHA-256 over id, title, text and metadata.
 pub(crate) fn digest(Document { id, title, text, .. }: &Document, metadata: &str) -> String {
     files::sha256_parts([id.as_bytes(), title.as_bytes(), text.as_bytes(), metadata.as_bytes()])

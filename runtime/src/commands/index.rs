@@ -1,17 +1,16 @@
 //! `runtime index`: documents into an index, new or existing.
 
 use super::place::DatabaseArgs;
+use super::progress::Bar;
 use crate::{Global, Outcome};
 use anyhow::{Context, bail};
-use indicatif::{ProgressBar, ProgressStyle};
 use runtime::document::Source;
-use runtime::ingest::{AddReport, Progress};
+use runtime::ingest::AddReport;
 use runtime::place::{Access, DatabaseUrl};
 use runtime::retriever::{Options, Retriever};
-use runtime::store;
+use runtime::{shard, store};
 use std::io::{self, Write};
-use std::path::PathBuf;
-use std::time::Instant;
+use std::path::{Path, PathBuf};
 
 /// Make an index of documents, or add documents to one
 ///
@@ -21,10 +20,8 @@ pub struct Args {
     /// Bundle directory, as written by `export --onnx`
     #[arg(long, value_name = "DIR")]
     bundle: PathBuf,
-    /// JSON lines with `_id`, `title`, `text` and `metadata`; a .csv file (columns beside `id`, `title` and `text` are
-    /// metadata); a folder in BEIR layout; `-` for JSON lines on stdin
-    #[arg(long, value_name = "FILE")]
-    documents: PathBuf,
+    #[command(flatten)]
+    input: Input,
     #[command(flatten)]
     out: OutArgs,
     #[command(flatten)]
@@ -35,7 +32,7 @@ pub struct Args {
 #[derive(Debug, clap::Args)]
 #[group(required = true, multiple = false)]
 struct OutArgs {
-    /// Index directory: created, or added to where it exists
+    /// Index directory: created, or added to where it exists (with --from only created)
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
     /// Index in a PostgreSQL database with pgvector, its tables created where they are missing:
@@ -44,16 +41,35 @@ struct OutArgs {
     store: Option<DatabaseUrl>,
 }
 
-/// Reads all documents before it opens anything else, so that a broken line costs nothing.
+#[derive(Debug, clap::Args)]
+#[group(required = true, multiple = false)]
+struct Input {
+    /// JSON lines with `_id`, `title`, `text` and `metadata`; a .csv file (columns beside `id`, `title` and `text` are
+    /// metadata); a folder in BEIR layout; `-` for JSON lines on stdin
+    #[arg(long, value_name = "FILE")]
+    documents: Option<PathBuf>,
+    /// All shards of an input, in any order
+    #[arg(long, value_name = "SHARD", num_args = 1..)]
+    from: Vec<PathBuf>,
+}
+
+/// Tells on stderr what was done, and prints where the index is.
 pub fn run(args: &Args, global: &Global) -> anyhow::Result<Outcome> {
-    let documents = Source::of(&args.documents).read()?;
-    let options = Options { database: args.database.options()?, ..global.options() };
-    let bar = ProgressBar::hidden();
-    let mut started = None;
-    let mut progress = |progress: Progress| {
-        started.get_or_insert_with(Instant::now);
-        show(&bar, progress);
+    let place = match (&args.input.documents, &args.out.out) {
+        (Some(documents), _) => add(args, documents, global)?,
+        (None, Some(out)) => merge(args, out, global)?,
+        (None, None) => bail!("--from makes an index in a directory: give --out instead of --store"),
     };
+    writeln!(io::stdout(), "{place}").context("cannot write to stdout")?;
+    Ok(Outcome::Done)
+}
+
+/// Reads all documents before it opens anything else, so that a broken line costs nothing.
+fn add(args: &Args, documents: &Path, global: &Global) -> anyhow::Result<String> {
+    let documents = Source::of(documents).read()?;
+    let options = Options { database: args.database.options()?, ..global.options() };
+    let mut bar = Bar::default();
+    let mut progress = |progress| bar.show(progress);
     let (report, place) = match (&args.out.out, &args.out.store) {
         (Some(out), _) => {
             let report = if out.join(store::FILE_NAME).exists() {
@@ -72,24 +88,20 @@ pub fn run(args: &Args, global: &Global) -> anyhow::Result<Outcome> {
         }
         (None, None) => bail!("name the index: --out DIR or --store URL"),
     };
-    bar.finish_and_clear();
+    let seconds = bar.finish();
     let AddReport { added, replaced, unchanged } = report;
-    let seconds = started.map_or(0.0, |started| started.elapsed().as_secs_f64());
     let rate = (added + replaced) as f64 / seconds.max(1e-6);
     eprintln!(
         "runtime: {added} added, {replaced} replaced, {unchanged} unchanged in {seconds:.1} s ({rate:.0} documents/s)"
     );
-    writeln!(io::stdout(), "{place}").context("cannot write to stdout")?;
-    Ok(Outcome::Done)
+    Ok(place)
 }
 
-/// The bar appears with the first word of progress: until then the bundle is being opened, which may fail.
-fn show(bar: &ProgressBar, Progress { done, total }: Progress) {
-    if done == 0 && total > 0 {
-        let style = ProgressStyle::with_template("{bar:40} {pos}/{len} documents  {per_sec}  {eta} left");
-        bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
-        bar.set_length(total as u64);
-        bar.set_draw_target(indicatif::ProgressDrawTarget::stderr());
-    }
-    bar.set_position(done as u64);
+fn merge(args: &Args, out: &Path, global: &Global) -> anyhow::Result<String> {
+    let mut bar = Bar::default();
+    let (shards, notice) = (&args.input.from, global.options().notice);
+    let documents = shard::merge(&args.bundle, shards, out, notice, &mut |progress| bar.show(progress))?;
+    let seconds = bar.finish();
+    eprintln!("runtime: {documents} documents from {} shards in {seconds:.1} s", shards.len());
+    Ok(out.display().to_string())
 }

@@ -1,6 +1,6 @@
 use super::*;
 use crate::document::Document;
-use crate::store::{FILE_NAME, Record, Writer};
+use crate::store::{Changes, FILE_NAME, Record, StoreError, Writer};
 use ed25519_dalek::VerifyingKey;
 use models::student::Form;
 use rusqlite::types::Value;

@@ -105,7 +105,7 @@ fn one_writer_many_readers() {
 #[test]
 fn an_index_opens_where_nothing_can_be_written() {
     let dir = index(&[document("a", "x")]);
-    let store = Store::open_immutable(&dir.path().join(FILE_NAME), &key()).unwrap();
+    let store = Store::open_immutable(&dir.path().join(FILE_NAME), Some(&key())).unwrap();
     assert_eq!(store.load().unwrap().0.len(), 1);
     assert_eq!(place::percent_encoded(Path::new("/a b/ä?")), "/a%20b/%C3%A4%3F");
 }
@@ -115,7 +115,7 @@ fn an_index_opens_where_nothing_can_be_written() {
 #[test]
 fn what_others_write_is_found_where_we_cannot_write() {
     let dir = index(&[document("a", "x")]);
-    let open = || Store::open_immutable(&dir.path().join(FILE_NAME), &key()).unwrap();
+    let open = || Store::open_immutable(&dir.path().join(FILE_NAME), Some(&key())).unwrap();
     let (mut early, mut late) = (open(), open());
     let mut writer = Writer::open(dir.path(), &key()).unwrap();
     put(&mut writer, &[document("b", "y")]);
