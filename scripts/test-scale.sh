@@ -3,6 +3,7 @@
 # `make test`. Without names, all parts run.
 #   scripts/test-scale.sh [PART...]
 #   torchrun   training on many processes
+#   ray        encoding by shards on a local Ray cluster, and as a Slurm array without Slurm
 #   postgres   an index in PostgreSQL with pgvector, on each server version that the package brings
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -43,6 +44,30 @@ part_torchrun() {
     place=$(environment torchrun torch==2.13.0 numpy)
     TORCHRUN="$place/bin/torchrun" "$CARGO" test --release -p tests --features tests/torch --test ranks -- \
         --ignored --test-threads 1 torchrun
+}
+
+# --- ray ----------------------------------------------------------------------------------------------------------------
+
+part_ray() {
+    local place
+    place=$(environment ray 'ray[data]==2.60.0')
+    $CARGO build --release
+    $CARGO build --release -p tests --example tiny_bundle
+    local work
+    work=$(mktemp -d)
+    target/release/examples/tiny_bundle "$work" 12000
+    "$place/bin/python" scripts/scale/test_ray.py "$work" target/release/runtime
+    local shards=$work/slurm
+    for task in 1 2 3; do
+        # As Slurm starts it, without Slurm.
+        env BUNDLE="$work/bundle" DOCUMENTS="$work/corpus.jsonl" SHARDS="$shards" RUNTIME=target/release/runtime \
+            SLURM_ARRAY_TASK_ID=$task SLURM_ARRAY_TASK_COUNT=3 SLURM_ARRAY_TASK_MIN=1 SLURM_ARRAY_TASK_MAX=3 \
+            SLURM_CPUS_PER_TASK=1 bash scripts/scale/encode.sbatch > /dev/null 2>&1
+    done
+    target/release/runtime index --bundle "$work/bundle" --out "$work/array" --from "$shards"/*.safetensors > /dev/null 2>&1
+    cmp "$work/alone/documents.sqlite" "$work/array/documents.sqlite"
+    echo "slurm: an array of 3 (its script, without Slurm), the index is that of one machine"
+    rm -rf "$work"
 }
 
 # --- postgres -----------------------------------------------------------------------------------------------------------
