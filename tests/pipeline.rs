@@ -514,6 +514,16 @@ fn every_kind_of_student_is_distilled_and_exported() {
         run("export", &["--onnx", "--student", text(&student), "--out", text(&bundle)]).done();
         fs::remove_dir_all(&bundle).unwrap();
     }
+    // The papers' own student learns from the teacher alone, from its first step on.
+    let (alone, bundle) = (dir.path().join("teacher-alone"), dir.path().join("bundle"));
+    let flags = ["--supervised-weight", "0", "--batch-queries", "2", "--cache", text(&cache)];
+    distil(&chain.path("teacher"), &chain.path("data"), &alone, &flags).done();
+    run("export", &["--onnx", "--student", text(&alone), "--out", text(&bundle)]).done();
+    let nothing = dir.path().join("nothing");
+    let flags = ["--supervised-weight", "0", "--target-queries", "0", "--cache", text(&cache)];
+    distil(&chain.path("teacher"), &chain.path("data"), &nothing, &flags)
+        .refused(&["there is nothing to learn"]);
+    assert!(!nothing.exists());
     // With adapters on the query side each step runs the LLM; what is stored of it stays the frozen one's.
     let (adapted, bundle) = (dir.path().join("adapted"), dir.path().join("adapted-bundle"));
     let flags = ["--query-lora-rank", "2", "--cache", text(&cache)];

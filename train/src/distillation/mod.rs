@@ -76,6 +76,17 @@ pub struct DistillConfig {
     pub seed: u64,
 }
 
+impl DistillConfig {
+    /// Step at which a round begins. Each comes after its share of the run, so that the first meets a student that already
+    /// ranks a little; where the teacher's targets are all that teaches, the first comes at once.
+    fn starts_at(&self, round: usize) -> usize {
+        match self.supervised_weight > 0.0 {
+            true => self.steps * (round + 1) / (self.rounds + 2),
+            false => self.steps * round / (self.rounds + 1),
+        }
+    }
+}
+
 /// What a distillation ends with.
 pub struct Finished {
     /// Documents equalised.
@@ -199,6 +210,21 @@ impl<'a> Distillation<'a> {
         Ok(contrastive(&self.predictor.score(side, &inner), &relevant)?)
     }
 
+    /// Training queries of a step: any, where all of them teach; else those that have targets.
+    fn batch(&self, index: usize, place: usize) -> Vec<usize> {
+        let set = &self.sets[index];
+        let DistillConfig { queries, seed, supervised_weight, .. } = self.config;
+        if supervised_weight > 0.0 {
+            return batch_at(&set.lengths, queries, seed, place);
+        }
+        let with: Vec<usize> = self.targets.candidates[index].keys().copied().collect();
+        if with.is_empty() {
+            return Vec::new();
+        }
+        let lengths: Vec<usize> = with.iter().map(|query| set.lengths[*query]).collect();
+        batch_at(&lengths, queries, seed, place).into_iter().map(|i| with[i]).collect()
+    }
+
     /// JEPA, divergence of logits and listwise divergence of the batch's queries that have targets.
     fn teacher_terms(
         &mut self,
@@ -253,9 +279,7 @@ impl<'a> Distillation<'a> {
 impl Task for Distillation<'_> {
     fn before_step(&mut self, step: usize) -> Result<()> {
         self.crew.wait()?;
-        // Round r starts after its share of the run: the first meets a student that already ranks a little.
-        let round = (0..self.config.rounds)
-            .find(|round| self.config.steps * (round + 1) / (self.config.rounds + 2) == step);
+        let round = (0..self.config.rounds).find(|round| self.config.starts_at(*round) == step);
         match round {
             Some(round) if self.config.target_queries > 0 => self.equalised(|task| {
                 task.targets.make(task.crew, &task.sets, &task.predictor, &task.config, round)
@@ -267,7 +291,12 @@ impl Task for Distillation<'_> {
     fn micro_batch(&mut self, step: usize, _micro: usize) -> Result<MicroBatch> {
         let (index, place) = self.plan[step];
         let set = &self.sets[index];
-        let batch = batch_at(&set.lengths, self.config.queries, self.config.seed, place);
+        let batch = self.batch(index, place);
+        if batch.is_empty() {
+            bail!(
+                "no query has teacher targets and --supervised-weight is 0: there is nothing to learn; give more --target-queries"
+            );
+        }
         let ids = set.set.ids(&batch);
         let side = query_side(&self.predictor, &set.queries.gather_for_training(&batch)?, true);
         let mut parts = Metrics::new();
