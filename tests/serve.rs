@@ -3,12 +3,15 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
+use models::beir::Document;
 use serde_json::{Value, json};
 use std::fs;
 use std::io::Write;
 use std::net::TcpStream;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
+use tempfile::TempDir;
 use tests::data::{documents, write_documents};
 use tests::program::run;
 use tests::server::{Answer, Server, index, own, shared, text};

@@ -195,7 +195,7 @@ fn a_killed_shard_goes_on_and_makes_the_same_large_index() {
     child.kill().unwrap();
     child.wait().unwrap();
     assert!(!first.exists() && partial.exists());
-    merge(&bundle, &[partial.clone()], &at("never"), &[])
+    merge(&bundle, std::slice::from_ref(&partial), &at("never"), &[])
         .refused(&["1.safetensors.partial", "under construction"]);
     encode(&bundle, &corpus, "2/2", &first, &[]).refused(&["1.safetensors.partial", "holds shard 1/2"]);
     let resumed = encode(&bundle, &corpus, "1/2", &first, &[]).done();
