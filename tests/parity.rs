@@ -144,12 +144,12 @@ fn a_query_first_prompt_is_the_published_one_token_by_token() {
     let pass = prompter.read_pass(&long).unwrap();
     assert!((50..=62).contains(&pass.text.len()), "{}", pass.text.len());
     assert!(!prompter.has_pieces());
-    // Even a template that keeps nothing keeps a token: a text of none is no question.
+    // A template that reads nothing of a text asks no question, and is refused.
     tests::model::edit_json(&dir.path().join("prompt.json"), |template| {
         template["query"]["max_tokens"] = 0.into();
-        template["query"]["truncate"] = "left".into();
     });
-    assert!(!Prompter::open(dir.path()).unwrap().read_pass(&long).unwrap().text.is_empty());
+    let refused = Prompter::open(dir.path()).unwrap_err().to_string();
+    assert!(refused.contains("`query` has max_tokens 0"), "{refused}");
 }
 
 /// A robot that reranks must see what the teacher saw: document and query in its order, prompt, cache and choice tokens.

@@ -516,13 +516,15 @@ fn every_kind_of_student_is_distilled_and_exported() {
     }
     // The papers' own student learns from the teacher alone, from its first step on.
     let (alone, bundle) = (dir.path().join("teacher-alone"), dir.path().join("bundle"));
-    let flags = ["--supervised-weight", "0", "--batch-queries", "2", "--cache", text(&cache)];
+    let flags = ["--supervised-weight", "0", "--cache", text(&cache)];
     distil(&chain.path("teacher"), &chain.path("data"), &alone, &flags).done();
     run("export", &["--onnx", "--student", text(&alone), "--out", text(&bundle)]).done();
     let nothing = dir.path().join("nothing");
-    let flags = ["--supervised-weight", "0", "--target-queries", "0", "--cache", text(&cache)];
-    distil(&chain.path("teacher"), &chain.path("data"), &nothing, &flags)
-        .refused(&["there is nothing to learn"]);
+    let (teacher, data) = (chain.path("teacher"), chain.path("data"));
+    let paths = ["distill", "--teacher", text(&teacher), "--data", text(&data), "--out", text(&nothing)];
+    let flags =
+        ["--supervised-weight", "0", "--target-queries", "0", "--steps", "4", "--cache", text(&cache)];
+    run("train", &[&paths[..], &flags].concat()).refused(&["there is nothing to learn"]);
     assert!(!nothing.exists());
     // With adapters on the query side each step runs the LLM; what is stored of it stays the frozen one's.
     let (adapted, bundle) = (dir.path().join("adapted"), dir.path().join("adapted-bundle"));
