@@ -170,8 +170,8 @@ impl Backend for Directory {
         let (path, rough, mut ranked) = {
             let state = self.state();
             let rough = state.rows.precision() != Precision::F32;
-            let k = if rough { search::rough_results(wanted.k) } else { wanted.k };
-            let (path, ranked) = state.search(queries, k, wanted.filter.as_ref())?;
+            let kept = if rough { search::rough_results(wanted.k) } else { wanted.k };
+            let (path, ranked) = state.search(queries, (wanted.k, kept), wanted.filter.as_ref())?;
             let keyed = |found: &Vec<Scored>| -> Vec<Found> {
                 let rows = &state.rows;
                 let found = found.iter().map(|s| (rows.key(s.row), rows.id(s.row).to_owned(), s.score));
@@ -282,18 +282,18 @@ impl State {
     fn search(
         &self,
         queries: &[FoldedQuery],
-        k: usize,
+        (k, kept): (usize, usize),
         filter: Option<&Filter>,
     ) -> Result<(SearchPath, Vec<Vec<Scored>>), GraphError> {
         let rows = &self.rows;
         let selected: Option<FixedBitSet> = filter.map(|filter| rows.select(filter));
         let selected = selected.as_ref();
         if let Some(linked) = &self.graph
-            && let Some(ranked) = linked.search(queries, rows, k, selected)?
+            && let Some(ranked) = linked.search(queries, rows, (k, kept), selected)?
         {
             return Ok((SearchPath::Graph, ranked));
         }
-        Ok((SearchPath::Exact, search::exact(queries, rows, k, selected)))
+        Ok((SearchPath::Exact, search::exact(queries, rows, kept, selected)))
     }
 }
 

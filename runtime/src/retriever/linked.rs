@@ -112,16 +112,17 @@ impl Linked {
         Ok(())
     }
 
-    /// The best `k` of each query, or `None` where the scan over all rows is the faster way.
+    /// The best `kept` of each query, of as many candidates as the best `k` want, or `None` where the scan over all rows is the
+    /// faster way.
     pub(super) fn search(
         &self,
         queries: &[FoldedQuery],
         rows: &Rows,
-        k: usize,
+        (k, kept): (usize, usize),
         selected: Option<&FixedBitSet>,
     ) -> Result<Option<Vec<Vec<Scored>>>, GraphError> {
         let among = selected.map_or(rows.len(), |selected| selected.count_ones(..));
-        let count = search::candidates(k, among, rows.len()) + self.since.gone.len();
+        let count = search::candidates(k, among, rows.len()).max(kept) + self.since.gone.len();
         let behind = &self.since.behind;
         if among <= self.above || count + behind.len() >= among / 2 {
             return Ok(None);
@@ -133,7 +134,7 @@ impl Linked {
             let mut candidates = graph.search(query, count, within)?;
             candidates.retain(|key| !behind.contains(key));
             candidates.extend(behind.iter().filter(|key| passes(**key)));
-            Ok(search::rescore(query, rows, &candidates, k))
+            Ok(search::rescore(query, rows, &candidates, kept))
         };
         queries.iter().map(best).collect::<Result<_, _>>().map(Some)
     }

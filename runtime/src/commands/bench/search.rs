@@ -257,10 +257,11 @@ fn measure(
     if args.expansion > 0 {
         graph.set_expansion(args.expansion);
     }
-    let k = if rows.precision() == Precision::F32 { args.k } else { search::rough_results(args.k) };
+    let kept = if rows.precision() == Precision::F32 { args.k } else { search::rough_results(args.k) };
     let (latency_ms, found) = timed(&queries, |query| {
-        let candidates = graph.search(query, search::candidates(k, documents, documents), None)?;
-        Ok(again(query, rows, &search::rescore(query, rows, &candidates, k)))
+        let count = search::candidates(args.k, documents, documents).max(kept);
+        let candidates = graph.search(query, count, None)?;
+        Ok(again(query, rows, &search::rescore(query, rows, &candidates, kept)))
     })?;
     tell(Measured {
         documents,
