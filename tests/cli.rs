@@ -113,7 +113,7 @@ fn a_stream_answers_a_line_for_each_line() {
     let shared = Shared::get();
     let mut command = program("runtime");
     command
-        .args(["query", "--stdin", "--bundle", text(&shared.path("bundle"))])
+        .args(["query", "--stdin", "--warm-up", "--bundle", text(&shared.path("bundle"))])
         .args(["--index", text(&shared.path("index")), "-k", "2"])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())

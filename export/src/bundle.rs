@@ -154,10 +154,10 @@ impl Student {
                 kept_layers: Vec::new(),
                 float_layers: Vec::new(),
                 prefixes: self.prefixes.clone(),
-                batching: match (graph, precision) {
+                batching: match graph {
                     // GroupQueryAttention continues a past for one row only (ONNX Runtime 1.32).
-                    (GraphKind::Fused, _) | (_, Precision::Int8) => Batching::OneAtATime,
-                    (GraphKind::Portable, _) => Batching::Free,
+                    GraphKind::Fused => Batching::OneAtATime,
+                    GraphKind::Portable => Batching::Free,
                 },
                 query_adapter_rank: student.query_adapter.as_ref().map(|adapter| adapter.rank),
                 layers: student.encoder_layers(config.num_hidden_layers),

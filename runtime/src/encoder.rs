@@ -125,6 +125,21 @@ impl Encoder {
         self.encode(&passes?)
     }
 
+    /// Encodes the most and longest texts that one run ever takes: what a run needs of memory, and what only the first
+    /// one costs, is then known at the start.
+    pub fn warm_up(&self) -> Result<(), EncoderError> {
+        let text = "a ".repeat(TOKENS_PER_BATCH);
+        for pass in [self.bundle.prompter.document_pass(&text)?, self.query_pass(&text)?] {
+            let width = Row::of(&self.bundle.manifest, &self.bundle.dir, &pass)?.ids.len();
+            let most = match self.bundle.manifest.encoder.batching {
+                Batching::Free => (TOKENS_PER_BATCH / width).max(1),
+                Batching::OneAtATime => 1,
+            };
+            self.encode(&vec![pass; most])?;
+        }
+        Ok(())
+    }
+
     /// A query's side of the score.
     pub fn fold_query(&self, embedding: &Embedding) -> FoldedQuery {
         let source = embedding.answer.as_ref().unwrap_or(&embedding.latent);

@@ -44,6 +44,9 @@ pub struct Global {
     /// Give memory back after every run instead of keeping that of the largest: slower
     #[arg(long, global = true)]
     no_arena: bool,
+    /// Encode the largest batch there can be before anything else: memory's peak then comes at the start, not in the field
+    #[arg(long, global = true)]
+    warm_up: bool,
     /// How vectors are kept in memory and scanned; scores do not depend on it [default: f32 up to 20,000 documents, else int8]
     #[arg(long, global = true, value_name = "PRECISION")]
     vectors: Option<Precision>,
@@ -93,6 +96,7 @@ impl Global {
                 ..SessionOptions::default()
             },
             vectors: self.vectors,
+            warm_up: self.warm_up,
             golden: if self.skip_self_test { 0 } else { selftest::QUICK },
             ..Options::default()
         }

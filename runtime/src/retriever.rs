@@ -116,6 +116,8 @@ pub struct Options {
     pub session: SessionOptions,
     /// Golden pairs checked at open; 0 switches the check off.
     pub golden: usize,
+    /// Whether the largest batch there can be is encoded at open ([`Encoder::warm_up`]).
+    pub warm_up: bool,
     /// Never use the graph.
     pub exact: bool,
     /// Documents up to which the exact scan answers; above, the graph names candidates.
@@ -137,6 +139,7 @@ impl Default for Options {
         Self {
             session: SessionOptions::default(),
             golden: selftest::QUICK,
+            warm_up: false,
             exact: false,
             graph_above: EXACT_LIMIT,
             graph_waited_for: directory::LOADED_ASIDE,
@@ -554,6 +557,9 @@ fn share(time: Duration, texts: usize) -> f64 {
 pub(crate) fn open_encoder(bundle: Arc<Bundle>, options: &Options) -> Result<Encoder, RetrieverError> {
     let encoder = Encoder::open(bundle, &options.session)?;
     encoder.fallbacks().iter().for_each(|fallback| (options.notice)(fallback));
+    if options.warm_up {
+        encoder.warm_up()?;
+    }
     for measured in selftest::measure(&encoder, None, options.golden)? {
         if !measured.passed {
             return Err(RetrieverError::Golden {

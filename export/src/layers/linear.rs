@@ -8,7 +8,8 @@ use crate::onnx::{AttributeProto, DataType};
 use crate::quantise::{self, Bits};
 use crate::source::{Maps, Matrix, Source, transpose};
 
-/// Maps whose activation gets a scale for each token instead of one for all.
+/// Maps whose activation always gets a scale for each token instead of one for all; in portable graphs, which are for
+/// batches, all do, so that no text is rounded by its neighbours' numbers.
 ///
 /// The input of `down_proj` is a product of two activations, and some tokens' are far larger than others'. Measured on 16
 /// texts through 24 layers of a SmolLM2-135M, root mean square error of a latent in units of its deviation: one scale
@@ -64,21 +65,53 @@ struct Input<'a> {
     x: &'a Value,
     /// Name of the first map that reads it.
     key: Option<String>,
-    quantised: Option<[Value; 3]>,
+    whole: Option<[Value; 3]>,
+    rows: Option<Rows>,
+}
+
+/// An activation in uint8 around `middle`, `[.., K]`, and the size of a step for each token, `[.., 1]`.
+#[derive(Clone)]
+struct Rows {
+    x8: Value,
+    step: Value,
+    middle: Value,
 }
 
 impl<'a> Input<'a> {
     fn new(x: &'a Value) -> Self {
-        Self { x, key: None, quantised: None }
+        Self { x, key: None, whole: None, rows: None }
     }
 
     /// uint8, scale and zero point, one of each for the whole activation, found when the graph runs.
-    fn quantised(&mut self, g: &mut Graph, scope: &Scope) -> Result<&[Value; 3], ExportError> {
-        let made = match self.quantised.take() {
+    fn whole(&mut self, g: &mut Graph, scope: &Scope) -> Result<&[Value; 3], ExportError> {
+        let made = match self.whole.take() {
             Some(made) => made,
             None => g.ops(scope, "DynamicQuantizeLinear", &[self.x], [], ["", ":scale", ":zero_point"])?,
         };
-        Ok(self.quantised.insert(made))
+        Ok(self.whole.insert(made))
+    }
+
+    /// uint8 around 128, a scale for each token:
+    /// ```text
+    /// x ─┬─ Abs ─ ReduceMax ─ Max(least) ─ Mul(1/127) ── step
+    ///    └─ Div(step) ─ QuantizeLinear(1, 128) ───────── x8
+    /// ```
+    fn rows(&mut self, g: &mut Graph, scope: &Scope) -> Result<Rows, ExportError> {
+        if let Some(made) = &self.rows {
+            return Ok(made.clone());
+        }
+        let part = &scope.child("activation");
+        let (one, least, steps) = (g.number(1.0)?, g.number(1e-30)?, g.number(1.0 / 127.0)?);
+        let middle = g.initializer(&scope.key("activation_zero"), &[], Data::U8(&[128]))?;
+        let last = [AttributeProto::ints("axes", &[-1]), AttributeProto::int("keepdims", 1)];
+        let size = g.op(part, "Abs", &[self.x])?;
+        let size = g.op_with(part, "ReduceMax", &[&size], last)?;
+        // A token of zeros has no size to divide by.
+        let size = g.op(part, "Max", &[&size, &least])?;
+        let step = g.op(part, "Mul", &[&size, &steps])?;
+        let x = g.op(part, "Div", &[self.x, &step])?;
+        let x8 = g.op(part, "QuantizeLinear", &[&x, &one, &middle])?;
+        Ok(self.rows.insert(Rows { x8, step, middle }).clone())
     }
 }
 
@@ -162,8 +195,8 @@ fn int8(
     let values =
         g.initializer(&scope.key("weight_int8"), &[weight.columns, weight.rows], Data::I8(&turned))?;
     let scales = g.initializer(&scope.key("weight_scale"), &[weight.rows], Data::F32(&quantised.scales))?;
-    match PER_TOKEN.contains(&name) {
-        true => per_token(g, scope, input.x, &values, &scales),
+    match PER_TOKEN.contains(&name) || !source.fused() {
+        true => per_token(g, scope, input, &values, &scales),
         false => per_tensor(g, scope, input, &values, &scales),
     }
 }
@@ -181,36 +214,24 @@ fn per_tensor(
     weight: &Value,
     scales: &Value,
 ) -> Result<Value, ExportError> {
-    let [x8, x_scale, x_zero] = input.quantised(g, scope)?;
+    let [x8, x_scale, x_zero] = input.whole(g, scope)?;
     let sums = g.op(scope, "MatMulInteger", &[x8, weight, x_zero])?;
     let scale = g.op(&scope.child("scale"), "Mul", &[x_scale, scales])?;
     let sums = g.op_with(scope, "Cast", &[&sums], [AttributeProto::int("to", DataType::Float as i64)])?;
     g.op(scope, "Mul", &[&sums, &scale])
 }
 
-/// Symmetric around 128.
 /// ```text
-/// x ─┬─ Abs ─ ReduceMax ─ Max(least) ─ Mul(1/127) ── step [.., 1]
-///    └─ Div(step) ─ QuantizeLinear(1, 128) ─ MatMulInteger(W8) ─ Cast ─ Mul(step) ─ Mul(weight_scale)
+/// x8, 128 ── MatMulInteger(W8) ─ Cast ─ Mul(step) ─ Mul(weight_scale)
 /// ```
 fn per_token(
     g: &mut Graph,
     scope: &Scope,
-    x: &Value,
+    input: &mut Input,
     weight: &Value,
     scales: &Value,
 ) -> Result<Value, ExportError> {
-    let part = &scope.child("activation");
-    let (one, least, steps) = (g.number(1.0)?, g.number(1e-30)?, g.number(1.0 / 127.0)?);
-    let middle = g.initializer(&scope.key("activation_zero"), &[], Data::U8(&[128]))?;
-    let last = [AttributeProto::ints("axes", &[-1]), AttributeProto::int("keepdims", 1)];
-    let size = g.op(part, "Abs", &[x])?;
-    let size = g.op_with(part, "ReduceMax", &[&size], last)?;
-    // A token of zeros has no size to divide by.
-    let size = g.op(part, "Max", &[&size, &least])?;
-    let step = g.op(part, "Mul", &[&size, &steps])?;
-    let x = g.op(part, "Div", &[x, &step])?;
-    let x8 = g.op(part, "QuantizeLinear", &[&x, &one, &middle])?;
+    let Rows { x8, step, middle } = input.rows(g, scope)?;
     let sums = g.op(scope, "MatMulInteger", &[&x8, weight, &middle])?;
     let sums = g.op_with(scope, "Cast", &[&sums], [AttributeProto::int("to", DataType::Float as i64)])?;
     let sums = g.op(&scope.child("step"), "Mul", &[&sums, &step])?;
