@@ -34,6 +34,7 @@ pub mod postgres;
 pub mod predictor;
 pub mod reranker;
 pub mod retriever;
+pub mod rows_file;
 pub mod sealed;
 pub mod search;
 pub mod selftest;
@@ -41,7 +42,6 @@ pub mod selftest;
 pub mod serve;
 pub mod session;
 pub mod shard;
-pub mod snapshot;
 pub mod store;
 #[cfg(test)]
 mod testing;

@@ -9,10 +9,10 @@ use crate::ingest::{self, AddReport, Progress};
 use crate::place::{Access, DatabaseOptions, DatabaseUrl, Place};
 use crate::postgres::{self, PostgresError};
 use crate::reranker::{Reranker, RerankerError};
+use crate::rows_file::{self, RowsFileError};
 use crate::search::EXACT_LIMIT;
 use crate::selftest;
 use crate::session::SessionOptions;
-use crate::snapshot::{self, SnapshotError};
 use crate::store::{self, StoreError, Writer};
 use crate::vectors::Precision;
 use models::files::{FileError, StagedDir};
@@ -56,9 +56,9 @@ pub enum RetrieverError {
     /// The graph cannot be built or searched.
     #[error(transparent)]
     Graph(#[from] GraphError),
-    /// The snapshot of the rows cannot be written.
+    /// The file of the rows cannot be written.
     #[error(transparent)]
-    Snapshot(#[from] SnapshotError),
+    RowsFile(#[from] RowsFileError),
     /// A file or directory stands in the way, or cannot be written.
     #[error(transparent)]
     File(#[from] FileError),
@@ -541,7 +541,7 @@ pub(crate) fn complete(
     let count = writer.store().count()?;
     if count > options.graph_above {
         let (rows, generation) = writer.store().load_in(directory::precision(options, count))?;
-        snapshot::save(staged.path(), &rows, &generation)?;
+        rows_file::save(staged.path(), &rows, &generation)?;
         (options.notice)(&format!("building the graph over {} documents", rows.len()));
         Graph::build(&rows, Measure::of_bundle(bundle))?.save(staged.path(), &generation)?;
     }

@@ -17,80 +17,37 @@ use self::error::sql;
 use crate::document::{Document, Metadata};
 use crate::search::Rows;
 use crate::vectors::Precision;
-use models::files;
 use models::student::Form;
 use rusqlite::config::DbConfig;
-use rusqlite::{Connection, OpenFlags, OptionalExtension, Params, Row, params};
+use rusqlite::{Connection, OpenFlags, OptionalExtension, Params, Row};
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
-use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 mod error;
+mod key;
 mod place;
 mod replica;
+pub(crate) mod row;
+mod writer;
 
+pub use self::key::IndexKey;
+use self::key::form_name;
 pub use self::place::Identity;
 use self::place::Stamp;
 pub use self::replica::{Moment, RemovedDocument, Replica, StoredDocument};
+pub(crate) use self::row::digest;
+pub use self::row::document_digest;
+use self::row::{NO_METADATA, checksum, stored};
+pub use self::writer::{Change, KEPT_GENERATIONS, Record, Writer};
 
 /// Version of the tables that this program reads and writes.
 pub const FORMAT_VERSION: u32 = 2;
 /// Name of the database inside an index.
 pub const FILE_NAME: &str = "documents.sqlite";
-/// Name of the file that the writer locks.
-const LOCK_FILE: &str = "writer.lock";
-/// Generations whose changes an index remembers. Whoever is further behind reads all of it anew.
-pub const KEPT_GENERATIONS: u64 = 10_000;
 /// How long a reader waits for a moment when the writer holds the file.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
-
-const SCHEMA: &str = "
-    PRAGMA page_size = 8192;
-    PRAGMA journal_mode = WAL;
-    -- Nothing is acknowledged before the new directory is synced as a whole and renamed (Writer::create).
-    PRAGMA synchronous = OFF;
-    BEGIN;
-    CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;
-    -- The vector stands before the texts, so that reading all vectors does not walk through the texts.
-    CREATE TABLE documents (
-        key INTEGER PRIMARY KEY AUTOINCREMENT,
-        id TEXT NOT NULL UNIQUE,
-        generation INTEGER NOT NULL,
-        checksum INTEGER NOT NULL,
-        metadata TEXT NOT NULL,
-        vector BLOB NOT NULL,
-        digest TEXT NOT NULL,
-        title TEXT NOT NULL,
-        text TEXT NOT NULL
-    ) STRICT;
-    CREATE INDEX documents_by_generation ON documents (generation);
-    CREATE TABLE removed (key INTEGER PRIMARY KEY, id TEXT NOT NULL, generation INTEGER NOT NULL) STRICT;
-    CREATE INDEX removed_by_generation ON removed (generation);
-    CREATE TABLE generations (number INTEGER PRIMARY KEY, digest TEXT NOT NULL) STRICT;
-    INSERT INTO generations VALUES (0, '');
-    COMMIT;";
-
-/// What an index is keyed to: everything that shapes a document vector.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct IndexKey {
-    /// The bundle's `document_digest`.
-    pub document_digest: String,
-    /// Numbers per document, m.
-    pub inner_dimensions: usize,
-    /// Predictor form.
-    pub form: Form,
-}
-
-/// A document that is to be stored.
-#[derive(Debug, Clone)]
-pub struct Record<'a> {
-    /// Id, title, text and metadata.
-    pub document: &'a Document,
-    /// Its vector, `[m]`; `None` keeps the one that is there.
-    pub vector: Option<Vec<f32>>,
-}
 
 /// A moment of an index.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -111,19 +68,6 @@ pub struct Changes {
     pub removed: Vec<i64>,
 }
 
-/// What storing a document will do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Change {
-    /// Its id is new.
-    Added,
-    /// Its id is there with another title or text.
-    Replaced,
-    /// It is there with other metadata: its vector stays.
-    Relabelled,
-    /// It is there as it is.
-    Unchanged,
-}
-
 /// An index's database, opened for reading.
 #[derive(Debug)]
 pub struct Store {
@@ -133,14 +77,6 @@ pub struct Store {
     identity: Identity,
     /// How the files were when they were opened as something that nobody writes.
     immutable: Option<Stamp>,
-}
-
-/// An index's database, opened by its one writer.
-#[derive(Debug)]
-pub struct Writer {
-    store: Store,
-    kept: u64,
-    _lock: File,
 }
 
 impl Store {
@@ -522,191 +458,6 @@ impl Store {
     }
 }
 
-impl Writer {
-    /// Makes an empty index in an existing directory. This one writer does not wait for the disk: the directory is
-    /// meant to be a staged one, whose files are synced before it is renamed, so that a half-made index is never seen.
-    pub fn create(dir: &Path, key: &IndexKey) -> Result<Self, StoreError> {
-        let lock = lock(dir)?;
-        let file = dir.join(FILE_NAME);
-        let connection = Connection::open(&file).map_err(sql(&file))?;
-        connection.execute_batch(SCHEMA).map_err(sql(&file))?;
-        let version = [("format_version", FORMAT_VERSION.to_string())];
-        let entries = version.into_iter().chain(key.entries().map(|(_, name, value)| (name, value)));
-        for (name, value) in entries {
-            connection
-                .execute("INSERT INTO meta (name, value) VALUES (?1, ?2)", params![name, value])
-                .map_err(sql(&file))?;
-        }
-        Ok(Self { store: Store::check(&file, connection, Some(key))?, kept: KEPT_GENERATIONS, _lock: lock })
-    }
-
-    /// Opens an existing index for writing; a second writer is refused.
-    pub fn open(dir: &Path, key: &IndexKey) -> Result<Self, StoreError> {
-        let file = existing(dir)?;
-        let lock = lock(dir)?;
-        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        let connection = Connection::open_with_flags(&file, flags).map_err(sql(&file))?;
-        connection.execute_batch("PRAGMA synchronous = FULL").map_err(sql(&file))?;
-        Ok(Self { store: Store::check(&file, connection, Some(key))?, kept: KEPT_GENERATIONS, _lock: lock })
-    }
-
-    /// Remembers the changes of this many generations from now on, instead of [`KEPT_GENERATIONS`].
-    pub fn keep_generations(&mut self, kept: u64) {
-        self.kept = kept;
-    }
-
-    /// Reading through the writer's connection.
-    pub fn store(&self) -> &Store {
-        &self.store
-    }
-
-    /// What [`Writer::put`] would do with each document.
-    pub fn plan(&self, documents: &[Document]) -> Result<Vec<Change>, StoreError> {
-        let file = &self.store.file;
-        let mut statement = self
-            .store
-            .connection
-            .prepare_cached("SELECT digest, title, text FROM documents WHERE id = ?1")
-            .map_err(sql(file))?;
-        let mut plan = Vec::with_capacity(documents.len());
-        for document in documents {
-            let found: Option<(String, String, String)> = statement
-                .query_row([&document.id], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
-                .optional()
-                .map_err(sql(file))?;
-            plan.push(match found {
-                None => Change::Added,
-                Some((found, ..)) if found == digest(document, &written(&document.metadata)) => {
-                    Change::Unchanged
-                }
-                Some((_, title, text)) if title == document.title && text == document.text => {
-                    Change::Relabelled
-                }
-                Some(_) => Change::Replaced,
-            });
-        }
-        Ok(plan)
-    }
-
-    /// Stores a batch, all of it or nothing, and returns the documents' keys; when it returns, the batch survives a
-    /// power cut. A document whose id is there replaces the old one and keeps its key.
-    pub fn put(&mut self, records: &[Record<'_>]) -> Result<Vec<i64>, StoreError> {
-        let (number, digest_before) = self.store.next_generation()?;
-        let Store { file, connection, inner_dimensions, .. } = &mut self.store;
-        let transaction = connection.transaction().map_err(sql(file))?;
-        let mut keys = Vec::with_capacity(records.len());
-        let mut changes = vec![digest_before];
-        {
-            let mut insert = transaction
-                .prepare_cached(
-                    "INSERT INTO documents (id, generation, checksum, metadata, vector, digest, title, text)
-                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)
-                     ON CONFLICT (id) DO UPDATE SET generation = excluded.generation,
-                         checksum = excluded.checksum, metadata = excluded.metadata, vector = excluded.vector,
-                         digest = excluded.digest, title = excluded.title, text = excluded.text
-                     RETURNING key",
-                )
-                .map_err(sql(file))?;
-            let mut known = transaction
-                .prepare_cached("SELECT vector FROM documents WHERE id = ?1")
-                .map_err(sql(file))?;
-            for Record { document, vector } in records {
-                let Document { id, title, text, metadata } = document;
-                let blob: Vec<u8> = match vector {
-                    Some(vector) => {
-                        let finite = vector.iter().all(|x| x.is_finite());
-                        if vector.len() != *inner_dimensions || !finite {
-                            let (id, found, expected) = (id.clone(), vector.len(), *inner_dimensions);
-                            return Err(StoreError::Vector { id, found, finite, expected });
-                        }
-                        vector.iter().flat_map(|x| x.to_le_bytes()).collect()
-                    }
-                    None => known.query_row([id], |row| row.get(0)).map_err(sql(file))?,
-                };
-                let metadata = written(metadata);
-                let (checksum, digest) = (checksum(id, &metadata, &blob), digest(document, &metadata));
-                let row = params![id, number, checksum, metadata, blob, digest, title, text];
-                keys.push(insert.query_row(row, |row| row.get(0)).map_err(sql(file))?);
-                changes.extend(["put".to_owned(), digest]);
-            }
-        }
-        commit_generation(transaction, number, &changes, self.kept).map_err(sql(file))?;
-        Ok(keys)
-    }
-
-    /// Removes documents, all of them or none, and returns the keys of those that were there; when it returns, they stay
-    /// removed after a power cut.
-    pub fn remove<S: AsRef<str>>(&mut self, ids: &[S]) -> Result<Vec<i64>, StoreError> {
-        let (number, digest_before) = self.store.next_generation()?;
-        let Store { file, connection, .. } = &mut self.store;
-        let transaction = connection.transaction().map_err(sql(file))?;
-        let mut keys = Vec::new();
-        let mut changes = vec![digest_before];
-        {
-            let mut delete = transaction
-                .prepare_cached("DELETE FROM documents WHERE id = ?1 RETURNING key")
-                .map_err(sql(file))?;
-            let mut remember = transaction
-                .prepare_cached("INSERT INTO removed (key, id, generation) VALUES (?1, ?2, ?3)")
-                .map_err(sql(file))?;
-            for id in ids.iter().map(AsRef::as_ref) {
-                let key: Option<i64> =
-                    delete.query_row([id], |row| row.get(0)).optional().map_err(sql(file))?;
-                if let Some(key) = key {
-                    remember.execute(params![key, id, number]).map_err(sql(file))?;
-                    keys.push(key);
-                    changes.extend(["remove".to_owned(), id.to_owned()]);
-                }
-            }
-        }
-        if !keys.is_empty() {
-            commit_generation(transaction, number, &changes, self.kept).map_err(sql(file))?;
-        }
-        Ok(keys)
-    }
-
-    /// Gives the room of removed documents back to the file system.
-    pub fn compact(&mut self) -> Result<(), StoreError> {
-        self.store.connection.execute_batch("VACUUM").map_err(sql(&self.store.file))
-    }
-
-    /// Moves what no reader needs any more from the log into the database and closes it: the last one to close leaves no log,
-    /// so that the directory can be copied or renamed.
-    pub fn close(self) -> Result<(), StoreError> {
-        let Store { file, connection, .. } = self.store;
-        // Passive: a reader that takes its time must not make a writer wait. The answer is a row of counts.
-        connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(())).map_err(sql(&file))?;
-        connection.close().map_err(|(_, error)| sql(&file)(error))
-    }
-}
-
-impl IndexKey {
-    /// What differs in words, name in the table, value.
-    pub(crate) fn entries(&self) -> impl Iterator<Item = (&'static str, &'static str, String)> {
-        [
-            ("document digest", "document_digest", self.document_digest.clone()),
-            ("number of dimensions", "inner_dimensions", self.inner_dimensions.to_string()),
-            ("predictor form", "form", form_name(self.form).to_owned()),
-        ]
-        .into_iter()
-    }
-
-    /// The first thing in which another one differs, in words: what, this one's, the other's.
-    pub fn difference(&self, other: &Self) -> Option<(&'static str, String, String)> {
-        let short = |value: String| value.chars().take(12).collect();
-        let mut pairs = self.entries().zip(other.entries());
-        let found = pairs.find(|((.., mine), (.., theirs))| mine != theirs);
-        found.map(|((what, _, mine), (.., theirs))| (what, short(mine), short(theirs)))
-    }
-}
-
-fn form_name(form: Form) -> &'static str {
-    match form {
-        Form::Relu => "relu",
-        Form::Gated => "gated",
-    }
-}
-
 /// The first id that is given twice.
 pub fn duplicate_id(documents: &[Document]) -> Option<&str> {
     let mut seen = HashMap::with_capacity(documents.len());
@@ -723,91 +474,6 @@ pub fn existing(dir: &Path) -> Result<PathBuf, StoreError> {
         (_, true, _) => Err(not_an_index("a file")),
         _ => Err(not_an_index("no such directory")),
     }
-}
-
-fn lock(dir: &Path) -> Result<File, StoreError> {
-    let path = dir.join(LOCK_FILE);
-    let io = |error: std::io::Error| StoreError::Sqlite { file: path.clone(), message: error.to_string() };
-    let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(io)?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(StoreError::Writer { dir: dir.to_owned() }),
-        Err(TryLockError::Error(error)) => Err(io(error)),
-    }
-}
-
-/// A document without metadata.
-const NO_METADATA: &str = "{}";
-
-/// Metadata as it is stored and digested.
-pub(crate) fn written(metadata: &Metadata) -> String {
-    if metadata.is_empty() {
-        return NO_METADATA.to_owned();
-    }
-    serde_json::Value::Object(metadata.clone()).to_string()
-}
-
-/// Id, title, text; metadata; digest.
-fn stored(row: &Row<'_>) -> rusqlite::Result<(Document, String, String)> {
-    let metadata = Metadata::new();
-    let document = Document { id: row.get(0)?, title: row.get(1)?, text: row.get(2)?, metadata };
-    Ok((document, row.get(3)?, row.get(4)?))
-}
-
-/// Ends a batch: its generation's digest continues the one before it.
-fn commit_generation(
-    transaction: rusqlite::Transaction<'_>,
-    number: i64,
-    changes: &[String],
-    kept: u64,
-) -> rusqlite::Result<()> {
-    let digest = files::sha256_parts(changes.iter().map(String::as_bytes));
-    transaction
-        .execute("INSERT INTO generations (number, digest) VALUES (?1, ?2)", params![number, digest])?;
-    forget_old_generations(&transaction, number, kept)?;
-    transaction.commit()
-}
-
-/// Whoever is at the oldest generation that stays has seen the removals until then, so those go with the ones before it.
-fn forget_old_generations(
-    transaction: &rusqlite::Transaction<'_>,
-    number: i64,
-    kept: u64,
-) -> rusqlite::Result<()> {
-    let oldest = number.saturating_sub_unsigned(kept);
-    transaction.prepare_cached("DELETE FROM generations WHERE number < ?1")?.execute([oldest])?;
-    transaction.prepare_cached("DELETE FROM removed WHERE generation <= ?1")?.execute([oldest])?;
-    Ok(())
-}
-
-/// SHA-256 over a document's id, title, text and metadata.
-pub fn document_digest(document: &Document) -> String {
-    digest(document, &written(&document.metadata))
-}
-
-/// SHA-256 over id, title, text and metadata.
-pub(crate) fn digest(Document { id, title, text, .. }: &Document, metadata: &str) -> String {
-    files::sha256_parts([id.as_bytes(), title.as_bytes(), text.as_bytes(), metadata.as_bytes()])
-}
-
-/// 64-bit checksum against damage (not against forgery): every step is a bijection of the state for a fixed input and of
-/// the input for a fixed state, so that no change within one word can go unseen.
-fn checksum(id: &str, metadata: &str, vector: &[u8]) -> i64 {
-    let mut state = 0xcbf2_9ce4_8422_2325u64;
-    for part in [id.as_bytes(), metadata.as_bytes(), vector] {
-        state = mix(state ^ part.len() as u64);
-        for chunk in part.chunks(8) {
-            let mut word = [0u8; 8];
-            word[..chunk.len()].copy_from_slice(chunk);
-            state = mix(state ^ u64::from_le_bytes(word));
-        }
-    }
-    state.cast_signed()
-}
-
-fn mix(state: u64) -> u64 {
-    let state = state.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    state ^ (state >> 29)
 }
 
 #[cfg(test)]

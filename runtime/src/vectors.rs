@@ -1,5 +1,5 @@
 //! The vectors of all documents in memory, in the precision that the index is searched in: numbers of this process's own,
-//! behind what is mapped from a file (crate::snapshot).
+//! behind what is mapped from a file (crate::rows_file).
 
 use bytemuck::Pod;
 use half::f16;
@@ -87,7 +87,7 @@ impl<T: Pod> Block<T> {
             return Ok(Self::new(width));
         }
         // SAFETY: the mapping is private: what is written to it stays in this process. Another process that shortened the file
-        // would end this one with SIGBUS; snapshots are replaced by rename, never written in place.
+        // would end this one with SIGBUS; rows files are replaced by rename, never written in place.
         let map = unsafe {
             MmapOptions::new().offset(extent.start).len(extent.bytes).no_reserve_swap().map_copy(file)?
         };
@@ -280,7 +280,7 @@ impl Vectors {
         Self { dimensions: self.dimensions, numbers }
     }
 
-    /// Bytes of the numbers at these places, as a snapshot has them.
+    /// Bytes of the numbers at these places, as a rows file has them.
     pub fn numbers<'a>(&'a self, places: &'a [usize]) -> Box<dyn Iterator<Item = &'a [u8]> + 'a> {
         match &self.numbers {
             Numbers::F32(block) => Box::new(block.chunks(places)),

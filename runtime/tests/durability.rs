@@ -8,8 +8,8 @@
 use models::student::Form;
 use runtime::document::Document;
 use runtime::index::{Graph, Measure, SIDECAR_NAME};
+use runtime::rows_file;
 use runtime::search::Rows;
-use runtime::snapshot;
 use runtime::store::{IndexKey, Record, Store, StoreError, Writer};
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
@@ -99,7 +99,7 @@ fn run_child(dir: &Path) {
         if number.is_multiple_of(4) {
             seen = writer.store().update(&mut rows, &seen).unwrap().1;
             Graph::build(&rows, Measure::Gated).unwrap().save(dir, &seen).unwrap();
-            snapshot::save(dir, &rows, &seen).unwrap();
+            rows_file::save(dir, &rows, &seen).unwrap();
         }
     }
 }
@@ -161,8 +161,8 @@ fn nothing_acknowledged_is_lost_when_the_process_is_killed() {
             graphs += 1;
         }
         // So is a snapshot of the rows, which with what came after it is the database.
-        if dir.path().join(snapshot::FILE_NAME).exists() {
-            let (mut mapped, of) = snapshot::open(dir.path(), M, None).unwrap();
+        if dir.path().join(rows_file::FILE_NAME).exists() {
+            let (mut mapped, of) = rows_file::open(dir.path(), M, None).unwrap();
             assert!(store.has_been_at(&of).unwrap(), "kill {kill}: {of:?}, the index is at {generation:?}");
             store.update(&mut mapped, &of).unwrap();
             assert_eq!(contents(&store, &mapped), there, "kill {kill}, snapshot of {of:?}");

@@ -10,8 +10,8 @@ use crate::encoder::Encoder;
 use crate::filter::Filter;
 use crate::index::{Graph, GraphError, Measure};
 use crate::ingest::{self, AddReport, Progress};
+use crate::rows_file::{self, RowsFileError};
 use crate::search::{self, Scored};
-use crate::snapshot::{self, SnapshotError};
 use crate::store::{Store, StoreError, Writer};
 use crate::vectors::Precision;
 use fixedbitset::FixedBitSet;
@@ -303,7 +303,7 @@ pub(super) fn precision(options: &Options, documents: usize) -> Precision {
     options.vectors.unwrap_or(fitting)
 }
 
-/// The rows: of a large index from its snapshot and what came after it, else, and of any other, from the database.
+/// The rows: of a large index from its rows file and what came after it, else, and of any other, from the database.
 fn load(dir: &Path, store: Store, options: &Options) -> Result<(Store, State), RetrieverError> {
     let count = store.count()?;
     let mut unmapped = count;
@@ -312,7 +312,7 @@ fn load(dir: &Path, store: Store, options: &Options) -> Result<(Store, State), R
             Ok(Some(state)) => return Ok((store, state)),
             Ok(None) => (),
             // It serves those who did not ask for another; so it is left as it is.
-            Err(RetrieverError::Snapshot(SnapshotError::Precision { .. })) => unmapped = 0,
+            Err(RetrieverError::RowsFile(RowsFileError::Precision { .. })) => unmapped = 0,
             Err(reason) => (options.notice)(&format!("{reason}; reading all vectors from documents.sqlite")),
         }
     }
@@ -320,14 +320,14 @@ fn load(dir: &Path, store: Store, options: &Options) -> Result<(Store, State), R
     Ok((store, State::new(rows, generation, unmapped)))
 }
 
-/// The snapshot on disk brought up to date; `None` where there is none, an error says why it is of no use.
+/// The rows file brought up to date; `None` where there is none, an error says why it is of no use.
 fn saved_rows(
     dir: &Path,
     store: &Store,
     precision: Option<Precision>,
 ) -> Result<Option<State>, RetrieverError> {
-    let (mut rows, generation) = match snapshot::open(dir, store.dimensions(), precision) {
-        Err(SnapshotError::File(FileError::Io { source, .. })) if source.kind() == ErrorKind::NotFound => {
+    let (mut rows, generation) = match rows_file::open(dir, store.dimensions(), precision) {
+        Err(RowsFileError::File(FileError::Io { source, .. })) if source.kind() == ErrorKind::NotFound => {
             return Ok(None);
         }
         opened => opened?,
@@ -337,7 +337,7 @@ fn saved_rows(
             "of generation {}, where documents.sqlite has never been, or long ago",
             generation.number
         );
-        return Err(SnapshotError::Unfit { file: dir.join(snapshot::FILE_NAME), reason }.into());
+        return Err(RowsFileError::Unfit { file: dir.join(rows_file::FILE_NAME), reason }.into());
     }
     let (changes, now) = store.update(&mut rows, &generation)?;
     rows.compact();

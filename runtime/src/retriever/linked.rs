@@ -4,8 +4,8 @@
 use super::RetrieverError;
 use super::directory::{REBUILDING, SAVE_AFTER};
 use crate::index::{Graph, GraphError, Measure, SIDECAR_NAME};
+use crate::rows_file;
 use crate::search::{self, Rows, Scored};
-use crate::snapshot;
 use crate::store::{Changes, Generation, Identity, IndexKey, Store, StoreError, Writer};
 use fixedbitset::FixedBitSet;
 use models::fold::FoldedQuery;
@@ -27,7 +27,7 @@ const BREAK: Duration = Duration::from_secs(1);
 /// Documents copied and linked together while a graph is built aside.
 const BLOCK: usize = 256;
 
-/// Share of the documents that changed after which the snapshot of the rows is saved again. Those since then are read
+/// Share of the documents that changed after which the file of the rows is saved again. Those since then are read
 /// from the database when an index is opened, a hundred thousand a second.
 const SNAPSHOT_SHARE: usize = 20;
 
@@ -148,7 +148,7 @@ pub(super) struct State {
     pub(super) graph: Option<Linked>,
     /// Changes since a graph began to be built.
     building: Option<Since>,
-    /// Documents that the saved snapshot of the rows lacks.
+    /// Documents that the saved file of the rows lacks.
     unmapped: usize,
     /// usearch refused: what it refused once, it is not asked again.
     refused: bool,
@@ -264,7 +264,7 @@ impl Memory {
 
     /// Has a thread do what is to be done, unless one is at it.
     pub(super) fn link_aside(self: &Arc<Self>) {
-        if self.work(SAVE_AFTER) == Work::Nothing && !self.wants_snapshot(&self.state.read()) {
+        if self.work(SAVE_AFTER) == Work::Nothing && !self.wants_rows_saved(&self.state.read()) {
             return;
         }
         let mut linker = self.linker.lock();
@@ -400,7 +400,7 @@ impl Memory {
         if writer.store().identity() == self.identity { Ok(writer) } else { Err(replaced()) }
     }
 
-    fn wants_snapshot(&self, state: &State) -> bool {
+    fn wants_rows_saved(&self, state: &State) -> bool {
         self.wants_graph(&state.rows) && state.unmapped > state.rows.len() / SNAPSHOT_SHARE
     }
 
@@ -417,7 +417,7 @@ impl Memory {
         let (graph, rows) = {
             let state = self.state.read();
             let unsaved = state.graph.as_ref().map_or(0, |linked| linked.unsaved);
-            (unsaved >= SAVE_AFTER, self.wants_snapshot(&state))
+            (unsaved >= SAVE_AFTER, self.wants_rows_saved(&state))
         };
         if !graph && !rows {
             return Ok(());
@@ -453,7 +453,7 @@ impl Memory {
         let saved = {
             // Queries go on meanwhile; the one that is the first after a change waits, a second for a million documents.
             let state = self.state.read();
-            snapshot::save(&self.dir, &state.rows, &state.generation)?;
+            rows_file::save(&self.dir, &state.rows, &state.generation)?;
             state.unmapped
         };
         let mut state = self.state.write();

@@ -1,7 +1,8 @@
 //! An index as others follow it: what came after a generation, row for row, and those rows put into another database, which
 //! then holds the same.
 
-use super::{Generation, Store, StoreError, Writer, checksum, digest, forget_old_generations, sql};
+use super::writer::forget_old_generations;
+use super::{Generation, Store, StoreError, Writer, checksum, digest, sql};
 use crate::document::{Document, Metadata};
 use rusqlite::{ErrorCode, OptionalExtension, Row, Transaction, params};
 use serde::{Deserialize, Serialize};

@@ -8,8 +8,8 @@ use models::student::Form;
 use rayon::prelude::*;
 use runtime::document::Metadata;
 use runtime::index::{Graph, Measure};
+use runtime::rows_file;
 use runtime::search::{self, Rows, Scored};
-use runtime::snapshot;
 use runtime::store::Generation;
 use runtime::vectors::Precision;
 use serde::Serialize;
@@ -178,9 +178,9 @@ fn measure(
     };
     // Rows are searched as an index searches them: mapped.
     let reopened = |rows: &Rows| -> anyhow::Result<(Rows, f64)> {
-        snapshot::save(dir, rows, &moment)?;
+        rows_file::save(dir, rows, &moment)?;
         let started = Instant::now();
-        let rows = snapshot::open(dir, m, None)?.0;
+        let rows = rows_file::open(dir, m, None)?.0;
         Ok((rows, 1e3 * started.elapsed().as_secs_f64()))
     };
     let (mapped, open_ms) = reopened(&plain)?;
@@ -209,7 +209,7 @@ fn measure(
         recall: 1.0,
         build_seconds: 0.0,
         open_ms,
-        file_bytes_per_document: bytes_of(snapshot::FILE_NAME)?,
+        file_bytes_per_document: bytes_of(rows_file::FILE_NAME)?,
     })?;
     let mut graphed = None;
     for &precision in &args.precisions {
@@ -234,7 +234,7 @@ fn measure(
             recall: recall(&found),
             build_seconds,
             open_ms,
-            file_bytes_per_document: bytes_of(snapshot::FILE_NAME)?,
+            file_bytes_per_document: bytes_of(rows_file::FILE_NAME)?,
         })?;
         graphed.get_or_insert(rough);
     }

@@ -31,16 +31,16 @@ const BLOCK: usize = 1 << 22;
 const VERSION_ENTRY: &str = "format_version";
 const CHECKSUM_ENTRY: &str = "checksum";
 
-/// A snapshot that cannot be used; the database beside it is not concerned.
+/// A rows file that cannot be used; the database beside it is not concerned.
 #[derive(Debug, thiserror::Error)]
-pub enum SnapshotError {
+pub enum RowsFileError {
     /// Reading or writing failed.
     #[error(transparent)]
     File(#[from] FileError),
     /// Its vectors are in another precision than was asked for.
     #[error("{file}: has vectors in {found}, wanted are {wanted}")]
     Precision {
-        /// The snapshot.
+        /// The file.
         file: PathBuf,
         /// That of its vectors.
         found: Precision,
@@ -50,14 +50,14 @@ pub enum SnapshotError {
     /// Damaged, or of something else.
     #[error("{file}: {reason}")]
     Unfit {
-        /// The snapshot.
+        /// The file.
         file: PathBuf,
         /// Why.
         reason: String,
     },
 }
 
-/// What the snapshot is of, under its checksum.
+/// What the file is of, under its checksum.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct About {
@@ -86,7 +86,7 @@ struct Tensor<'a> {
 }
 
 /// Writes the rows that are there, as of a generation; the caller is the index's only writer.
-pub fn save(dir: &Path, rows: &Rows, generation: &Generation) -> Result<(), SnapshotError> {
+pub fn save(dir: &Path, rows: &Rows, generation: &Generation) -> Result<(), RowsFileError> {
     let places: Vec<usize> = rows.live().ones().collect();
     let (n, m, precision) = (places.len(), rows.dimensions(), rows.precision());
     let keys: Vec<i64> = places.iter().map(|place| rows.key(*place)).collect();
@@ -154,14 +154,14 @@ pub fn save(dir: &Path, rows: &Rows, generation: &Generation) -> Result<(), Snap
     Ok(())
 }
 
-/// Maps the rows of a snapshot, and tells of which generation they are.
+/// Maps the rows of such a file, and tells of which generation they are.
 pub fn open(
     dir: &Path,
     dimensions: usize,
     precision: Option<Precision>,
-) -> Result<(Rows, Generation), SnapshotError> {
+) -> Result<(Rows, Generation), RowsFileError> {
     let path = dir.join(FILE_NAME);
-    let unfit = |reason: String| SnapshotError::Unfit { file: path.clone(), reason };
+    let unfit = |reason: String| RowsFileError::Unfit { file: path.clone(), reason };
     let damaged = |what: &str| unfit(format!("damaged: {what}"));
     let file = File::open(&path).map_err(FileError::io(&path))?;
     // SAFETY: as in crate::vectors: private, read-only, and such files are replaced by rename.
@@ -178,7 +178,7 @@ pub fn open(
     if entry(CHECKSUM_ENTRY) != Some(&written(checksum(contents))) {
         return Err(damaged("it fails its checksum"));
     }
-    let tensor = |name: &str, kind: Dtype, shape: &[usize]| -> Result<(&[u8], Extent), SnapshotError> {
+    let tensor = |name: &str, kind: Dtype, shape: &[usize]| -> Result<(&[u8], Extent), RowsFileError> {
         let info = metadata.info(name).filter(|info| fits(info, kind, shape));
         let info = info.ok_or_else(|| damaged(&format!("tensor `{name}` is not what it should be")))?;
         let (start, end) = info.data_offsets;
@@ -191,7 +191,7 @@ pub fn open(
         return Err(unfit(format!("has {} numbers a document, this bundle {dimensions}", about.dimensions)));
     }
     if let Some(wanted) = precision.filter(|wanted| *wanted != about.precision) {
-        return Err(SnapshotError::Precision { file: path, found: about.precision, wanted });
+        return Err(RowsFileError::Precision { file: path, found: about.precision, wanted });
     }
     let n = about.rows;
     let keys: Vec<i64> = bytemuck::pod_collect_to_vec(tensor("keys", Dtype::I64, &[n])?.0);
