@@ -3,6 +3,7 @@
 
 use crate::cache::{Key, VectorCache, VectorReader, key};
 use crate::crew::{Crew, TOKENS_PER_BATCH};
+use crate::device::DeviceArgs;
 use crate::scoring::rows_of;
 use anyhow::{Context, Result};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -81,6 +82,11 @@ pub enum Side {
     Document,
 }
 
+/// Name of the caches of one LLM: bf16 and f32 give other numbers and do not share one.
+pub fn cache_digest(llm_digest: &str, device: &DeviceArgs) -> String {
+    models::files::sha256_parts([llm_digest.as_bytes(), device.compute().name().as_bytes()])
+}
+
 /// Vectors of one text, each in a cache of its own, as one vector.
 struct Cache(Vec<VectorCache>);
 
@@ -121,6 +127,7 @@ pub struct FeatureMaker<'a> {
     cache: Option<Cache>,
     hidden_size: usize,
     crew: Option<&'a Crew<'a>>,
+    remembered: usize,
 }
 
 impl<'a> FeatureMaker<'a> {
@@ -135,12 +142,17 @@ impl<'a> FeatureMaker<'a> {
             Ok::<_, anyhow::Error>(Cache(parts.collect::<Result<_>>()?))
         };
         let cache = cache.map(open).transpose()?;
-        Ok(Self { llm, config, cache, hidden_size, crew: None })
+        Ok(Self { llm, config, cache, hidden_size, crew: None, remembered: 0 })
     }
 
     /// With others to divide the work with, where latents are kept.
     pub fn with_crew(self, crew: &'a Crew<'a>) -> Self {
         Self { crew: Some(crew), ..self }
+    }
+
+    /// Texts that [`Self::make`] found in the cache so far.
+    pub fn remembered(&self) -> usize {
+        self.remembered
     }
 
     /// Latents of all `texts`; queries through the LLM's adapters where nothing is kept.
@@ -153,8 +165,9 @@ impl<'a> FeatureMaker<'a> {
                 continue;
             }
             let cached = self.cache.as_mut().map(|cache| cache.get(key)).transpose()?.flatten();
-            if cached.is_none() {
-                missing.push((*key, self.pass(side, text)?));
+            match cached {
+                None => missing.push((*key, self.pass(side, text)?)),
+                Some(_) => self.remembered += 1,
             }
             rows.insert(*key, cached.unwrap_or_default());
         }

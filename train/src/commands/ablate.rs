@@ -6,7 +6,7 @@ use crate::cache::VectorCache;
 use crate::data_sets::{DataArg, DataSets, Splits};
 use crate::device::DeviceArgs;
 use crate::evaluation::open_llm;
-use crate::features::FeatureMaker;
+use crate::features::{FeatureMaker, cache_digest};
 use crate::sampling::TrainDocuments;
 use anyhow::{Context, Result, bail};
 use clap::{Args as ClapArgs, Command, FromArgMatches};
@@ -196,7 +196,7 @@ impl<'a> Judge<'a> {
         let splits = Splits { train: "train", dev: &args.dev_split, documents: TrainDocuments::Judged };
         let sets = DataSets::open(&args.data, &splits)?;
         let teacher = Reranker::open(&args.teacher, &device.open(None)?)?;
-        let digest = distill::cache_digest(&checkpoint::digest(&args.teacher)?, device);
+        let digest = cache_digest(&checkpoint::digest(&args.teacher)?, device);
         let mut scores = VectorCache::open(cache, "agreement", &digest, 1)?;
         let config =
             PoolConfig { queries: args.agreement_queries, documents: args.agreement_documents, seed: 0 };

@@ -7,7 +7,7 @@ use crate::crew::Crew;
 use crate::data_sets::{DataSet, DataSets};
 use crate::device::DeviceArgs;
 use crate::distillation::{DistillConfig, Distillation, Finished, QueryLatents, StudentSet, Targets};
-use crate::features::{FeatureMaker, Side, StoredFeatures};
+use crate::features::{FeatureMaker, Side, StoredFeatures, cache_digest};
 use crate::fit::{fit, write_tensors};
 use crate::golden;
 use crate::losses::{Divergence, JepaDistance, KlOver};
@@ -411,11 +411,6 @@ fn prepare<'a>(
     let targets = VectorCache::open(&cache_dir, "targets", &digest, hidden_size + 1)?;
     let targets = Targets::new(targets, latents.len());
     Ok((latents, predictor, targets))
-}
-
-/// bf16 and f32 give other numbers: they do not share a cache.
-pub fn cache_digest(teacher_digest: &str, device: &DeviceArgs) -> String {
-    models::files::sha256_parts([teacher_digest.as_bytes(), device.compute().name().as_bytes()])
 }
 
 /// Leaves all that runs of one teacher and data will ask of the LLM's layers in their common cache: read one after the

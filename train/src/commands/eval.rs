@@ -39,6 +39,10 @@ pub struct Args {
     /// Student directory
     #[arg(long, value_name = "DIR")]
     student: Option<PathBuf>,
+    /// Keep what the student's LLM makes of each text here, and read what is already there: `train distill --cache` of the
+    /// same teacher writes the same files
+    #[arg(long, value_name = "DIR", requires = "student")]
+    cache: Option<PathBuf>,
     /// The lexical baseline
     #[arg(long)]
     bm25: bool,
@@ -215,7 +219,7 @@ fn plan(args: &Args, device: &DeviceArgs) -> Result<Vec<System>> {
     }
     if let Some(dir) = args.student.clone() {
         let calibration = args.calibration.then_some(args.calibration_top);
-        add("student", Kind::Student { dir, calibration });
+        add("student", Kind::Student { dir, calibration, cache: args.cache.clone() });
     }
     let first = Kind::first_stage(&systems).filter(|_| args.candidates > 0);
     for (name, dir) in [("teacher zero-shot", &args.zero_shot), ("teacher", &args.teacher)] {

@@ -31,7 +31,9 @@ pub struct SplitCalibration {
 /// An opened student.
 pub struct Student<'a> {
     predictor: Predictor,
-    maker: FeatureMaker<'a>,
+    documents: FeatureMaker<'a>,
+    /// Where queries are read through adapters, whose latents are nobody else's.
+    adapted: Option<FeatureMaker<'a>>,
     inner_dimensions: usize,
     calibration: Calibration,
     queries: Option<QuerySide>,
@@ -57,18 +59,31 @@ pub fn open_llm(dir: &Path, config: &StudentConfig, device: &DeviceArgs) -> Resu
 }
 
 impl<'a> Student<'a> {
-    /// Opens a student directory; `llm` is the model in it (see [`open_llm`]).
-    pub fn open(dir: &Path, config: &StudentConfig, llm: &'a Reranker) -> Result<Self> {
+    /// Opens a student directory; `llm` is the model in it (see [`open_llm`]). The LLM's latents are kept in `cache`, a
+    /// directory and [`cache_digest`](crate::features::cache_digest), if there is one.
+    pub fn open(
+        dir: &Path,
+        config: &StudentConfig,
+        llm: &'a Reranker,
+        cache: Option<(&Path, &str)>,
+    ) -> Result<Self> {
         let encoder = EncoderConfig { layers: config.latents.layers.clone(), residual: config.residual };
+        let adapted = config.query_adapter.as_ref().map(|_| FeatureMaker::new(llm, encoder.clone(), None));
         Ok(Self {
             predictor: Predictor::open(config, &dir.join(PREDICTOR_FILE), llm.device())?,
-            maker: FeatureMaker::new(llm, encoder, None)?,
+            documents: FeatureMaker::new(llm, encoder, cache)?,
+            adapted: adapted.transpose()?,
             inner_dimensions: config.inner_dimensions,
             calibration: config.calibration,
             queries: None,
             constants: Vec::new(),
             observed: None,
         })
+    }
+
+    /// Texts whose latents were in the cache.
+    pub fn remembered(&self) -> usize {
+        self.documents.remembered()
     }
 
     /// Has the probabilities of all ranked pairs counted.
@@ -107,7 +122,7 @@ impl FirstStage for Student<'_> {
     type Documents = Tensor;
 
     fn read_queries(&mut self, texts: &[&str]) -> Result<()> {
-        let features = self.maker.make(Side::Query, texts)?;
+        let features = self.adapted.as_mut().unwrap_or(&mut self.documents).make(Side::Query, texts)?;
         let _guard = tch::no_grad_guard();
         let latents = self.predictor.query.apply(&features.latent);
         let side = self.predictor.query_side(&latents, features.answer.as_ref(), false);
@@ -118,7 +133,7 @@ impl FirstStage for Student<'_> {
     }
 
     fn read_documents(&mut self, texts: &[&str]) -> Result<Tensor> {
-        let features = self.maker.make(Side::Document, texts)?;
+        let features = self.documents.make(Side::Document, texts)?;
         let _guard = tch::no_grad_guard();
         let latents = self.predictor.document.apply(&features.latent);
         Ok(self.predictor.document_side(&latents, false))

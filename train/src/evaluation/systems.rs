@@ -7,7 +7,9 @@ use super::student::{SplitCalibration, Student, open_llm};
 use super::task::Task;
 use super::teacher::rerank;
 use crate::device::DeviceArgs;
+use crate::features::cache_digest;
 use anyhow::{Context, Result};
+use models::checkpoint;
 use models::student::StudentConfig;
 use models::torch::Reranker;
 use std::path::PathBuf;
@@ -41,6 +43,8 @@ pub enum Kind {
         dir: PathBuf,
         /// Documents of each query whose calibration is looked at apart; none looks at no calibration.
         calibration: Option<usize>,
+        /// Where the LLM's latents are kept.
+        cache: Option<PathBuf>,
     },
     /// A generative reranker.
     Teacher {
@@ -88,14 +92,26 @@ fn answers(kind: &Kind, task: &Task, device: &DeviceArgs, before: &[Answers]) ->
             plain(rank_corpus(task, &mut Cosine::new(MeanPooled::new(&llm, *layer)?))?)
         }
         Kind::Onnx(config) => plain(rank_corpus(task, &mut Cosine::new(OnnxEmbedding::open(config)?))?),
-        Kind::Student { dir, calibration } => {
+        Kind::Student { dir, calibration, cache } => {
             let config = StudentConfig::open(dir)?;
             let llm = open_llm(dir, &config, device)?;
-            let mut student = Student::open(dir, &config, &llm)?;
+            let digest = match cache {
+                Some(_) => cache_digest(&checkpoint::digest(dir)?, device),
+                None => String::new(),
+            };
+            let cache = cache.as_deref().map(|dir| (dir, digest.as_str()));
+            let mut student = Student::open(dir, &config, &llm, cache)?;
             if calibration.is_some() {
                 student.observe(task);
             }
             let splits = rank_corpus(task, &mut student)?;
+            if let (Some((dir, _)), 1..) = (cache, student.remembered()) {
+                let texts = student.remembered();
+                eprintln!(
+                    "{texts} texts' latents from {}: the student's times are without them",
+                    dir.display()
+                );
+            }
             let calibration = calibration.and_then(|top| student.calibration(task, &splits, top));
             Answers { splits, calibration }
         }
@@ -124,7 +140,7 @@ mod tests {
         let dir = PathBuf::new();
         let bm25 = || system(Kind::Bm25);
         let cosine = || system(Kind::LlmCosine { dir: dir.clone(), layer: None });
-        let student = || system(Kind::Student { dir: dir.clone(), calibration: None });
+        let student = || system(Kind::Student { dir: dir.clone(), calibration: None, cache: None });
         let teacher = || system(Kind::Teacher { dir: dir.clone(), first: None });
         assert_eq!(Kind::first_stage(&[bm25(), student(), teacher()]), Some(1));
         assert_eq!(Kind::first_stage(&[bm25(), cosine(), teacher()]), Some(0));
