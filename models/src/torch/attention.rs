@@ -1,7 +1,7 @@
 //! Causal self-attention with grouped queries (<https://arxiv.org/abs/2305.13245>): several query heads share one
 //! key and value head. Qwen3 norms each head's query and key before rotation.
 
-use tch::{Kind, Tensor, nn};
+use tch::{Device, Kind, Tensor, nn};
 
 use super::layers::{Adapters, Linear};
 use super::norm::RmsNorm;
@@ -113,6 +113,13 @@ impl Attention {
 
     /// `softmax(query keyᵀ / sqrt(head_dim) + bias) value`, `[batch, heads, seq, head_dim]` as `query`.
     fn attend(&self, query: &Tensor, cached: &KeyValue, bias: Option<&Tensor>, causal: bool) -> Tensor {
+        let kind = query.kind();
+        if query.device() == Device::Cpu && matches!(kind, Kind::Half | Kind::BFloat16) {
+            // The processor's kernel for halves goes backward more slowly than the one for f32, which is exact besides.
+            let wide = |x: &Tensor| x.to_kind(Kind::Float);
+            let cached = KeyValue { key: wide(&cached.key), value: wide(&cached.value) };
+            return self.attend(&wide(query), &cached, bias.map(wide).as_ref(), causal).to_kind(kind);
+        }
         // On CUDA grouped queries are known to the flash kernel alone (half precision, no bias); all else would
         // fall back to one that holds all scores in memory. With repeated heads the memory-efficient one serves.
         let flash = bias.is_none() && matches!(query.kind(), Kind::Half | Kind::BFloat16);
