@@ -135,7 +135,8 @@ impl Data<'_> {
 }
 
 /// Operators that are ONNX Runtime's own.
-const CONTRIB: &[&str] = &["GroupQueryAttention", "MatMulNBits", "SkipSimplifiedLayerNormalization"];
+const CONTRIB: &[&str] =
+    &["GroupQueryAttention", "MatMulIntegerToFloat", "MatMulNBits", "SkipSimplifiedLayerNormalization"];
 /// Ending of an output that the operator need not make.
 pub const NOT_MADE: &str = "!";
 

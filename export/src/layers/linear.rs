@@ -69,13 +69,17 @@ struct Input<'a> {
     rows: Option<Rows>,
 }
 
-/// An activation in uint8 around `middle`, `[.., K]`, and the size of a step for each token, `[.., 1]`.
+/// An activation in uint8, `[.., K]`: x = size * step * (x8 - middle), with a size for each token, `[.., 1]`.
 #[derive(Clone)]
 struct Rows {
     x8: Value,
+    size: Value,
     step: Value,
     middle: Value,
 }
+
+/// Steps from zero to a token's largest number.
+const STEPS: f32 = 127.0;
 
 impl<'a> Input<'a> {
     fn new(x: &'a Value) -> Self {
@@ -93,25 +97,23 @@ impl<'a> Input<'a> {
 
     /// uint8 around 128, a scale for each token:
     /// ```text
-    /// x ─┬─ Abs ─ ReduceMax ─ Max(least) ─ Mul(1/127) ── step
-    ///    └─ Div(step) ─ QuantizeLinear(1, 128) ───────── x8
+    /// x ─┬─ Abs ─ ReduceMax ── size
+    ///    └─ Div(size) ─ QuantizeLinear(1/127, 128) ── x8
     /// ```
+    /// Of a token of zeros, 0 / 0 becomes some x8, and x is 0 again, its size.
     fn rows(&mut self, g: &mut Graph, scope: &Scope) -> Result<Rows, ExportError> {
         if let Some(made) = &self.rows {
             return Ok(made.clone());
         }
         let part = &scope.child("activation");
-        let (one, least, steps) = (g.number(1.0)?, g.number(1e-30)?, g.number(1.0 / 127.0)?);
+        let step = g.number(STEPS.recip())?;
         let middle = g.initializer(&scope.key("activation_zero"), &[], Data::U8(&[128]))?;
         let last = [AttributeProto::ints("axes", &[-1]), AttributeProto::int("keepdims", 1)];
         let size = g.op(part, "Abs", &[self.x])?;
         let size = g.op_with(part, "ReduceMax", &[&size], last)?;
-        // A token of zeros has no size to divide by.
-        let size = g.op(part, "Max", &[&size, &least])?;
-        let step = g.op(part, "Mul", &[&size, &steps])?;
-        let x = g.op(part, "Div", &[self.x, &step])?;
-        let x8 = g.op(part, "QuantizeLinear", &[&x, &one, &middle])?;
-        Ok(self.rows.insert(Rows { x8, step, middle }).clone())
+        let x = g.op(part, "Div", &[self.x, &size])?;
+        let x8 = g.op(part, "QuantizeLinear", &[&x, &step, &middle])?;
+        Ok(self.rows.insert(Rows { x8, size, step, middle }).clone())
     }
 }
 
@@ -194,10 +196,9 @@ fn int8(
     let turned = transpose(&quantised.values, weight.rows, weight.columns);
     let values =
         g.initializer(&scope.key("weight_int8"), &[weight.columns, weight.rows], Data::I8(&turned))?;
-    let scales = g.initializer(&scope.key("weight_scale"), &[weight.rows], Data::F32(&quantised.scales))?;
     match PER_TOKEN.contains(&name) || !source.fused() {
-        true => per_token(g, scope, input, &values, &scales),
-        false => per_tensor(g, scope, input, &values, &scales),
+        true => per_token(g, scope, source, input, &values, &quantised.scales),
+        false => per_tensor(g, scope, input, &values, &quantised.scales),
     }
 }
 
@@ -212,8 +213,9 @@ fn per_tensor(
     scope: &Scope,
     input: &mut Input,
     weight: &Value,
-    scales: &Value,
+    scales: &[f32],
 ) -> Result<Value, ExportError> {
+    let scales = &g.initializer(&scope.key("weight_scale"), &[scales.len()], Data::F32(scales))?;
     let [x8, x_scale, x_zero] = input.whole(g, scope)?;
     let sums = g.op(scope, "MatMulInteger", &[x8, weight, x_zero])?;
     let scale = g.op(&scope.child("scale"), "Mul", &[x_scale, scales])?;
@@ -221,21 +223,32 @@ fn per_tensor(
     g.op(scope, "Mul", &[&sums, &scale])
 }
 
+/// The sums of whole numbers, times what a step of either side is worth:
 /// ```text
-/// x8, 128 ── MatMulInteger(W8) ─ Cast ─ Mul(step) ─ Mul(weight_scale)
+/// fused      x8, 128, 1/127 ── MatMulIntegerToFloat(W8, weight_scale) ─────────── Mul(size)
+/// portable   x8, 128 ── MatMulInteger(W8) ─ Cast ─ Mul(weight_scale * 1/127) ─ Mul(size)
 /// ```
 fn per_token(
     g: &mut Graph,
     scope: &Scope,
+    source: &Source,
     input: &mut Input,
     weight: &Value,
-    scales: &Value,
+    scales: &[f32],
 ) -> Result<Value, ExportError> {
-    let Rows { x8, step, middle } = input.rows(g, scope)?;
-    let sums = g.op(scope, "MatMulInteger", &[&x8, weight, &middle])?;
-    let sums = g.op_with(scope, "Cast", &[&sums], [AttributeProto::int("to", DataType::Float as i64)])?;
-    let sums = g.op(&scope.child("step"), "Mul", &[&sums, &step])?;
-    g.op(scope, "Mul", &[&sums, scales])
+    let Rows { x8, size, step, middle } = input.rows(g, scope)?;
+    let key = scope.key("weight_scale");
+    let product = if source.fused() {
+        let scales = g.initializer(&key, &[scales.len()], Data::F32(scales))?;
+        g.op(scope, "MatMulIntegerToFloat", &[&x8, weight, &step, &scales, &middle])?
+    } else {
+        let scales: Vec<f32> = scales.iter().map(|scale| scale / STEPS).collect();
+        let scales = g.initializer(&key, &[scales.len()], Data::F32(&scales))?;
+        let sums = g.op(scope, "MatMulInteger", &[&x8, weight, &middle])?;
+        let sums = g.op_with(scope, "Cast", &[&sums], [AttributeProto::int("to", DataType::Float as i64)])?;
+        g.op(&scope.child("scale"), "Mul", &[&sums, &scales])?
+    };
+    g.op(scope, "Mul", &[&product, &size])
 }
 
 /// How the operator multiplies: 4 = it quantises activations to 8 bits, in blocks as the weights'.

@@ -81,6 +81,8 @@ pub struct Plan {
     pub four_bits: bool,
     /// Whether queries are read through adapters, of rank 3 on some projections of the first two layers.
     pub query_adapter: bool,
+    /// Whether layer 1's feed-forward block gives nothing: what its `down_proj` reads is zeros.
+    pub idle_layer: bool,
 }
 
 impl Plan {
@@ -94,6 +96,7 @@ impl Plan {
             residual: Residual::LastToken,
             four_bits: false,
             query_adapter: false,
+            idle_layer: false,
         }
     }
 }
@@ -113,6 +116,9 @@ pub fn write_student(dir: &Path, plan: &Plan) {
                 _ => 0.4 * random.normal(),
             });
             let mut numbers: Vec<f32> = numbers.collect();
+            if plan.idle_layer && name.starts_with("model.layers.1.mlp.up_proj") {
+                numbers.fill(0.0);
+            }
             if plan.four_bits && shape.len() == 2 {
                 numbers = through_four_bits(&shape, numbers);
             }
