@@ -147,9 +147,9 @@ pub struct Args {
 /// [`Form`] on the command line.
 #[derive(Debug, Clone, Copy, clap::ValueEnum)]
 enum FormArg {
-    /// r + W2 relu(Wq x + Wd z + b): best where all documents are known in training
+    /// r + W2 relu(Wq x + Wd z + b): the papers' predictor with a hidden layer
     Relu,
-    /// r + W2 (n(gated query) * Wd z / |L Wd z|): scores are inner products; best for documents that come later
+    /// r + W2 (n(gated query) * Wd z / |L Wd z|): scores are inner products; finds documents that come later
     Gated,
 }
 

@@ -72,8 +72,8 @@ pub struct Args {
     /// Ranks that hard negatives are drawn from
     #[arg(long, default_value_t = 30)]
     negatives_depth: usize,
-    /// Run layers again for their gradient instead of keeping what they computed: a third more time, a fraction of the
-    /// memory
+    /// Run layers again for their gradient instead of keeping what they computed: a fifth to a third more time, about a
+    /// quarter of the memory
     #[arg(long)]
     checkpointing: bool,
     /// Highest learning rate (with adapters 5e-4 to 2e-3, without 1e-5 to 1e-4)
