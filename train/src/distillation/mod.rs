@@ -10,9 +10,10 @@ mod ranking;
 mod targets;
 
 pub use queries::QueryLatents;
-pub use ranking::{JudgedScore, StudentSet};
+pub use ranking::StudentSet;
 pub use targets::Targets;
 
+use crate::calibration::JudgedScore;
 use crate::crew::Crew;
 use crate::fit::{Metrics, MicroBatch, Task};
 use crate::losses::{Divergence, JepaDistance, KlOver, contrastive, divergence, jepa};

@@ -1,6 +1,7 @@
 //! One data set as the student sees it: latents on disk, rankings, dev metrics.
 
 use super::queries::QueryLatents;
+use crate::calibration::JudgedScore;
 use crate::data_sets::DataSet;
 use crate::evaluation::{Run, measure};
 use crate::features::{Features, StoredFeatures};
@@ -10,6 +11,7 @@ use anyhow::Result;
 use models::beir::Qrels;
 use models::torch::Predictor;
 use models::torch::predictor::QuerySide;
+use std::collections::BTreeSet;
 use tch::{Device, Tensor};
 
 /// Documents scored at once.
@@ -31,8 +33,8 @@ pub struct StudentSet<'a> {
     pub lengths: Vec<usize>,
 }
 
-/// A pair's score less c(q), and whether it is relevant.
-pub type JudgedScore = (f32, bool);
+/// Pairs of a query that its probabilities are fitted on; where there are more, some stand for others.
+const JUDGED: usize = 2048;
 
 /// Query side of some texts.
 pub fn query_side(predictor: &Predictor, features: &Features, train: bool) -> QuerySide {
@@ -72,7 +74,8 @@ impl StudentSet<'_> {
         splits.map(|((name, qrels), features)| (name.as_str(), qrels, features))
     }
 
-    /// Metrics of each dev split, by name, and with `judged` all pairs' scores less c(q).
+    /// Metrics of each dev split, by name, and with `judged` the scores less c(q) of all pairs, or where the corpus is large of
+    /// the relevant ones, the first ones and some of the others.
     pub fn dev_metrics(
         &self,
         predictor: &Predictor,
@@ -90,17 +93,21 @@ impl StudentSet<'_> {
                 let constants = Vec::<f32>::try_from(constants)?;
                 for (scores, constant) in self.scores(predictor, &block)?.iter().zip(constants) {
                     let Some((id, judgements)) = ids.next() else { break };
-                    for document in best(scores, RUN_DEPTH) {
+                    let first = best(scores, RUN_DEPTH);
+                    for &document in &first {
                         run.add(id, &self.set.data.documents[document].id, scores[document]);
                     }
-                    if let Some(judged) = &mut judged {
-                        judged.extend(scores.iter().zip(&self.set.data.documents).map(
-                            |(score, document)| {
-                                let gain = judgements.get(&document.id);
-                                (score - constant, gain.is_some_and(|gain| *gain > 0))
-                            },
-                        ));
-                    }
+                    let Some(judged) = &mut judged else { continue };
+                    let gains = judgements.iter().filter(|(_, gain)| **gain > 0);
+                    let places = gains.filter_map(|(id, _)| self.set.data.document_index.get(id).copied());
+                    let relevant: BTreeSet<usize> = places.collect();
+                    let certain = first.into_iter().chain(relevant.iter().copied()).collect();
+                    judged.extend(standing_for_all(scores.len(), &certain, JUDGED).map(
+                        |(document, weight)| {
+                            let score = scores[document] - constant;
+                            JudgedScore { score, relevant: relevant.contains(&document), weight }
+                        },
+                    ));
                 }
             }
             all.push((name.to_owned(), measure(&run, qrels)));
@@ -120,6 +127,23 @@ fn best(scores: &[f32], k: usize) -> Vec<usize> {
     places
 }
 
+/// Places of documents and for how many each stands: all for themselves, or from `most` documents on the `certain` ones for
+/// themselves and at most `most` evenly spaced others for all others.
+fn standing_for_all(
+    documents: usize,
+    certain: &BTreeSet<usize>,
+    most: usize,
+) -> impl Iterator<Item = (usize, f32)> + use<> {
+    let (certain, others): (Vec<usize>, Vec<usize>) =
+        (0..documents).partition(|document| documents <= most || certain.contains(document));
+    let some = spaced(&others, most);
+    let weight = others.len() as f32 / some.len().max(1) as f32;
+    certain
+        .into_iter()
+        .map(|document| (document, 1.0))
+        .chain(some.into_iter().map(move |place| (place, weight)))
+}
+
 /// At most `most` of them, evenly spaced.
 pub fn spaced(among: &[usize], most: usize) -> Vec<usize> {
     let step = among.len().div_ceil(most.max(1)).max(1);
@@ -137,5 +161,16 @@ mod tests {
         places.sort_unstable();
         assert_eq!(places, [1, 2, 3]);
         assert_eq!(best(&[1.0], 2), [0]);
+    }
+
+    /// Few pairs that stand for a large corpus must weigh what it weighs, or probabilities are wrong by the difference.
+    #[test]
+    fn some_documents_stand_for_all() {
+        let certain = BTreeSet::from([3, 90]);
+        let few: Vec<_> = standing_for_all(5, &certain, 8).collect();
+        assert_eq!(few, (0..5).map(|place| (place, 1.0)).collect::<Vec<_>>());
+        let some: Vec<_> = standing_for_all(100, &certain, 8).collect();
+        assert!(some.len() <= 10 && some.contains(&(3, 1.0)) && some.contains(&(90, 1.0)), "{some:?}");
+        assert!((some.iter().map(|(_, weight)| weight).sum::<f32>() - 100.0).abs() < 1e-3);
     }
 }
