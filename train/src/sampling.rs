@@ -6,7 +6,8 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use std::collections::BTreeSet;
 
-/// Batches of near-equal lengths are cut from pools of so many batches: less padding, still shuffled.
+/// Batches of near-equal lengths are cut from pools of so many batches: less padding, still shuffled. Where there are few
+/// batches in all, a pool has a quarter of them: of one pool for everything, every epoch would cut the same batches.
 const POOL: usize = 16;
 
 /// A generator for one purpose; equal arguments give equal draws.
@@ -24,9 +25,14 @@ pub fn batch_at(lengths: &[usize], batch_size: usize, seed: u64, step: usize) ->
     let mut order: Vec<usize> = (0..lengths.len()).collect();
     order.shuffle(&mut rng);
     let mut batches: Vec<Vec<usize>> = Vec::new();
-    for pool in order.chunks_mut(POOL * batch_size.max(1)) {
+    let batch_size = batch_size.max(1);
+    let whole = lengths.len() / batch_size;
+    // What is left over is drawn like all others, or it would always be the longest.
+    let (order, left) = order.split_at_mut(whole * batch_size);
+    batches.extend((!left.is_empty()).then(|| left.to_vec()));
+    for pool in order.chunks_mut(POOL.min(whole / 4).max(1) * batch_size) {
         pool.sort_by_key(|i| lengths[*i]);
-        batches.extend(pool.chunks(batch_size.max(1)).map(<[usize]>::to_vec));
+        batches.extend(pool.chunks(batch_size).map(<[usize]>::to_vec));
     }
     batches.shuffle(&mut rng);
     batches.swap_remove(place)
@@ -126,6 +132,25 @@ mod tests {
         }
         assert_eq!(batch_at(&lengths, 8, 7, 5), batch_at(&lengths, 8, 7, 5));
         assert_ne!(batch_at(&lengths, 8, 7, 5), batch_at(&lengths, 8, 8, 5));
+    }
+
+    /// Who meets whom in a batch is who is compared: on small data it must change from epoch to epoch, and the longest must not
+    /// always be what is left over.
+    #[test]
+    fn batches_are_others_in_every_epoch() {
+        let lengths: Vec<usize> = (0..97).collect();
+        let (mut partners, mut left) = (BTreeSet::new(), BTreeSet::new());
+        for step in 0..20 * 13 {
+            let batch = batch_at(&lengths, 8, 3, step);
+            if batch.contains(&40) {
+                partners.extend(batch.iter().copied());
+            }
+            if batch.len() == 1 {
+                left.extend(batch);
+            }
+        }
+        assert!(partners.len() > 40, "{partners:?}");
+        assert!(left.len() > 12, "{left:?}");
     }
 
     /// Somebody mined hard negatives and wrote them down as gain 0: taken for relevant they teach the opposite, and
