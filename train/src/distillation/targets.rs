@@ -116,6 +116,12 @@ fn pair_key(set: &StudentSet, query: usize, document: usize) -> Key {
     key(&[&set.set.data.queries[query].text, &set.set.contents[document]])
 }
 
+/// How many of the relevant documents are among `wanted` candidates: half of them at most, for a comparison of nothing but
+/// relevant documents tells nothing of the rest, or as many as it takes where there are few `others`.
+fn gold(relevant: &BTreeSet<usize>, wanted: usize, others: usize) -> usize {
+    relevant.len().min((wanted / 2).max(1).max(wanted.saturating_sub(others)))
+}
+
 fn draw_candidates(
     set: &StudentSet,
     query: usize,
@@ -124,17 +130,39 @@ fn draw_candidates(
     rng: &mut ChaCha8Rng,
 ) -> Vec<usize> {
     let train = &set.set.train;
+    let relevant = &train.relevant[query];
     let wanted = config.candidates.min(train.documents.len());
-    let gold = train.relevant[query].iter().copied();
-    let mut chosen: BTreeSet<usize> = gold.take(wanted.saturating_sub(1).max(1)).collect();
-    let uniform = ((wanted - chosen.len().min(wanted)) as f64 * config.uniform).round() as usize;
-    let random = draw(&train.documents, uniform, &chosen, rng);
-    chosen.extend(random);
+    let gold = gold(relevant, wanted, train.documents.len() - relevant.len());
+    let mut chosen: BTreeSet<usize> = match gold < relevant.len() {
+        true => draw(&relevant.iter().copied().collect::<Vec<_>>(), gold, &BTreeSet::new(), rng)
+            .into_iter()
+            .collect(),
+        false => relevant.clone(),
+    };
+    let uniform = ((wanted - chosen.len()) as f64 * config.uniform).round() as usize;
+    chosen.extend(draw(&train.documents, uniform, relevant, rng));
     let on_policy: Vec<f32> = train.documents.iter().map(|place| scores[*place]).collect();
     let place_of = |document: &usize| train.documents.binary_search(document).ok();
-    let excluded: BTreeSet<usize> = chosen.iter().filter_map(place_of).collect();
+    let excluded: BTreeSet<usize> = chosen.union(relevant).filter_map(place_of).collect();
     let missing = wanted.saturating_sub(chosen.len());
     let drawn = draw_by_score(&on_policy, config.sampling_temperature, missing, &excluded, rng);
     chosen.extend(drawn.into_iter().map(|place| train.documents[place]));
     chosen.into_iter().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Twenty relevant documents must leave room for what they are to be told from; every query has as many candidates.
+    #[test]
+    fn gold_leaves_room_for_others() {
+        let relevant = |n: usize| (0..n).collect::<BTreeSet<_>>();
+        assert_eq!(gold(&relevant(1), 8, 100), 1);
+        assert_eq!(gold(&relevant(4), 8, 100), 4);
+        assert_eq!(gold(&relevant(20), 8, 100), 4);
+        assert_eq!(gold(&relevant(20), 8, 2), 6);
+        assert_eq!(gold(&relevant(3), 2, 100), 1);
+        assert_eq!(gold(&relevant(8), 8, 0), 8);
+    }
 }
