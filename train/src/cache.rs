@@ -1,8 +1,8 @@
 //! Numbers that are expensive to make and never change: kept on disk, one append-only file of fixed-size records per
 //! kind, keyed to a digest of everything that shapes them.
 //!
-//! A record is `key (32 bytes) + values (f32 little-endian) + checksum (4 bytes)`. A record cut short or damaged by a
-//! crash is ignored and made again.
+//! A record is `key (32 bytes) + values (f32 little-endian) + checksum (4 bytes)`. A record that was cut short or damaged is
+//! ignored and made again.
 
 use anyhow::{Context, Result, bail};
 use sha2::{Digest, Sha256};
@@ -95,20 +95,22 @@ impl VectorCache {
         32 + self.width * 4 + 4
     }
 
-    /// Finds the whole records; what follows the last whole one is cut off.
+    /// Finds the whole records; one that is damaged is passed over, and what is left behind the last of full length cut off.
     fn scan(&mut self) -> Result<()> {
+        let context = || format!("cannot read cache {}", self.file.display());
         let size = self.record_size();
+        let records = self.reader.metadata().with_context(context)?.len() / size as u64;
         let mut reader = BufReader::with_capacity(1 << 20, self.reader.as_ref());
         let mut record = vec![0u8; size];
-        while reader.read_exact(&mut record).is_ok() {
-            if checksum(&record[..size - 4]) != record[size - 4..] {
-                break;
+        for number in 0..records {
+            reader.read_exact(&mut record).with_context(context)?;
+            if checksum(&record[..size - 4]) == record[size - 4..] {
+                let mut key = [0u8; 32];
+                key.copy_from_slice(&record[..32]);
+                self.places.insert(key, number * size as u64);
             }
-            let mut key = [0u8; 32];
-            key.copy_from_slice(&record[..32]);
-            self.places.insert(key, self.end);
-            self.end += size as u64;
         }
+        self.end = records * size as u64;
         self.writer
             .get_ref()
             .set_len(self.end)
@@ -199,6 +201,29 @@ mod tests {
         cache.insert(key(&["b"]), &[7.0, 8.0, 9.0]).unwrap();
         assert_eq!(cache.get(&key(&["b"])).unwrap(), Some(vec![7.0, 8.0, 9.0]));
         assert!(cache.insert(key(&["c"]), &[0.0]).is_err());
+    }
+
+    /// Hours of work lie behind the record that a disk has spoilt.
+    #[test]
+    fn a_damaged_record_costs_itself_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut cache = VectorCache::open(dir.path(), "t", "0123", 3).unwrap();
+        for name in ["a", "b", "c"] {
+            cache.insert(key(&[name]), &[1.0, 2.0, 3.0]).unwrap();
+        }
+        cache.flush().unwrap();
+        let (file, size) = (cache.file.clone(), cache.record_size());
+        drop(cache);
+        let mut bytes = fs::read(&file).unwrap();
+        bytes[size + 40] ^= 1;
+        fs::write(&file, &bytes).unwrap();
+        let mut cache = VectorCache::open(dir.path(), "t", "0123", 3).unwrap();
+        assert_eq!(["a", "b", "c"].map(|name| cache.contains(&key(&[name]))), [true, false, true]);
+        cache.insert(key(&["b"]), &[7.0, 8.0, 9.0]).unwrap();
+        drop(cache);
+        let mut cache = VectorCache::open(dir.path(), "t", "0123", 3).unwrap();
+        assert_eq!(cache.get(&key(&["b"])).unwrap(), Some(vec![7.0, 8.0, 9.0]));
+        assert_eq!(cache.get(&key(&["c"])).unwrap(), Some(vec![1.0, 2.0, 3.0]));
     }
 
     /// Two runs that append to one file would each read the other's numbers as its own.
