@@ -81,14 +81,12 @@ impl DeviceArgs {
 pub fn keep_freed_memory() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     {
-        const LARGEST: libc::c_int = 1 << 30;
-        for (parameter, value) in [
-            (libc::M_MMAP_THRESHOLD, LARGEST),
-            (libc::M_TRIM_THRESHOLD, libc::c_int::MAX),
-            (libc::M_TOP_PAD, 256 << 20),
-        ] {
-            // SAFETY: mallopt takes two integers and changes how later blocks are obtained; blocks in use are not touched.
-            unsafe { libc::mallopt(parameter, value) };
+        // SAFETY: mallopt takes two integers and changes how later blocks are obtained; blocks in use are not touched.
+        let set = |parameter, value| unsafe { libc::mallopt(parameter, value) } == 1;
+        // Some glibcs take no more than 32 MiB. If they take nothing, the rest would only switch off what they do by themselves.
+        if set(libc::M_MMAP_THRESHOLD, 1 << 30) || set(libc::M_MMAP_THRESHOLD, 32 << 20) {
+            set(libc::M_TRIM_THRESHOLD, libc::c_int::MAX);
+            set(libc::M_TOP_PAD, 256 << 20);
         }
     }
 }
