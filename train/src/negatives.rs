@@ -9,7 +9,7 @@ use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
 /// Where hard negatives come from.
@@ -44,45 +44,68 @@ pub struct Negatives {
 }
 
 impl Negatives {
-    /// Mines them for one set.
-    pub fn mine(set: &DataSet, config: &NegativesConfig) -> Result<Self> {
-        let ranked: Vec<Vec<usize>> = match &config.miner {
-            Miner::Random => vec![Vec::new(); set.train.queries.len()],
+    /// Mines them for all sets of a run.
+    pub fn mine(sets: &[DataSet], config: &NegativesConfig) -> Result<Vec<Self>> {
+        let usable: Vec<Usable> = sets.iter().map(Usable::new).collect();
+        let most = config.skip + config.depth;
+        let mined: Vec<Vec<Vec<usize>>> = match &config.miner {
+            Miner::Random => sets.iter().map(|set| vec![Vec::new(); set.train.queries.len()]).collect(),
             Miner::Bm25 => {
-                let bm25 = Bm25::new(set.contents.iter().map(String::as_str));
-                let places = 0..set.train.queries.len();
-                places
-                    .into_par_iter()
-                    .map(|place| first(&bm25.scores(set.training_query(place)), config))
-                    .collect()
+                let of_set = |usable: &Usable| {
+                    let bm25 = Bm25::new(usable.set.contents.iter().map(String::as_str));
+                    let queries = (0..usable.set.train.queries.len()).into_par_iter();
+                    let first = |query| {
+                        let mut order = first(&bm25.scores(usable.set.training_query(query)));
+                        order.retain(|document| usable.takes(query, *document));
+                        order.truncate(most);
+                        order
+                    };
+                    queries.map(first).collect()
+                };
+                usable.iter().map(of_set).collect()
             }
             Miner::Runs(files) => {
-                let mut by_query = BTreeMap::new();
+                let mut all: Vec<Vec<Vec<usize>>> =
+                    sets.iter().map(|set| vec![Vec::new(); set.train.queries.len()]).collect();
                 for file in files {
-                    read_run(file, set, config, &mut by_query)?;
+                    let (set, pairs) = read_run(file, &usable)?;
+                    for (query, document) in pairs {
+                        let list = &mut all[set][query];
+                        if list.len() < most {
+                            list.push(document);
+                        }
+                    }
                 }
-                let lists = set.train.queries.iter();
-                let lists: Vec<Vec<usize>> =
-                    lists.map(|query| by_query.remove(query).unwrap_or_default()).collect();
-                if lists.iter().all(Vec::is_empty) {
-                    bail!(
-                        "the runs of --negatives-run rank nothing for the training queries of {}",
-                        set.name
-                    );
-                }
-                lists
+                all
             }
         };
-        let takes_part: BTreeSet<usize> = set.train.documents.iter().copied().collect();
-        let judged = set.train.relevant.iter().zip(&set.train.negatives);
-        let lists = ranked.into_iter().zip(judged).map(|(ranked, (relevant, negative))| {
-            let mined = ranked.into_iter().filter(|document| {
-                !relevant.contains(document) && !negative.contains(document) && takes_part.contains(document)
+        let mut negatives = Vec::new();
+        for (set, lists) in sets.iter().zip(mined) {
+            let none = lists.iter().all(|list| list.len() <= config.skip);
+            if none && matches!(config.miner, Miner::Runs(_)) {
+                bail!("{}; give another run, or use --negatives random", Self::none_for(set, config));
+            }
+            let lists = lists.into_iter().zip(&set.train.negatives).map(|(mined, judged)| {
+                // Somebody judged these: they need no rank.
+                judged.iter().copied().chain(mined.into_iter().skip(config.skip)).collect()
             });
-            // Somebody judged these: they need no rank.
-            negative.iter().copied().chain(mined.skip(config.skip).take(config.depth)).collect()
-        });
-        Ok(Self { lists: lists.collect(), share: config.share })
+            negatives.push(Self { lists: lists.collect(), share: config.share });
+        }
+        Ok(negatives)
+    }
+
+    /// Whether there is not one.
+    pub fn is_empty(&self) -> bool {
+        self.lists.iter().all(Vec::is_empty)
+    }
+
+    /// What to say where there is not one.
+    pub fn none_for(set: &DataSet, config: &NegativesConfig) -> String {
+        format!(
+            "no hard negatives for {}: behind the first {} documents of each ranking none is left that takes part in training and is \
+             not judged",
+            set.name, config.skip
+        )
     }
 
     /// Fills `chosen`, the positives of `batch`, up to `wanted` documents: hard negatives of the batch's queries by
@@ -111,40 +134,78 @@ impl Negatives {
     }
 }
 
-/// Places of the best scores; enough of them that `depth` are left when positives and the skipped are gone.
-fn first(scores: &[f32], config: &NegativesConfig) -> Vec<usize> {
+/// Which documents of a set may be negatives of which training query.
+struct Usable<'a> {
+    set: &'a DataSet,
+    takes_part: BTreeSet<usize>,
+    /// Place among the training queries by place in the data.
+    training: HashMap<usize, usize>,
+}
+
+impl<'a> Usable<'a> {
+    fn new(set: &'a DataSet) -> Self {
+        let training = set.train.queries.iter().enumerate().map(|(place, query)| (*query, place));
+        Self { set, takes_part: set.train.documents.iter().copied().collect(), training: training.collect() }
+    }
+
+    fn takes(&self, query: usize, document: usize) -> bool {
+        let train = &self.set.train;
+        let judged = train.relevant[query].contains(&document) || train.negatives[query].contains(&document);
+        !judged && self.takes_part.contains(&document)
+    }
+}
+
+/// Places of all documents with a word of the query's, best first.
+fn first(scores: &[f32]) -> Vec<usize> {
     let mut order: Vec<usize> = (0..scores.len()).filter(|place| scores[*place] > 0.0).collect();
     order.sort_by(|a, b| scores[*b].total_cmp(&scores[*a]).then(a.cmp(b)));
-    order.truncate(config.skip + 4 * config.depth);
     order
 }
 
-/// Adds the documents of a TREC run, in its order, by place of the query.
-fn read_run(
-    file: &Path,
-    set: &DataSet,
-    config: &NegativesConfig,
-    by_query: &mut BTreeMap<usize, Vec<usize>>,
-) -> Result<()> {
+/// Place of the set that a TREC run ranks, which is the only one that knows all its ids, and in the run's order its training
+/// queries (by place among them) with documents that may be negatives.
+fn read_run(file: &Path, sets: &[Usable]) -> Result<(usize, Vec<(usize, usize)>)> {
     let text =
         std::fs::read_to_string(file).with_context(|| format!("cannot read run {}", file.display()))?;
+    let mut found: Vec<Result<Vec<(usize, usize)>, String>> = sets.iter().map(|_| Ok(Vec::new())).collect();
     for (line, text) in text.lines().enumerate().filter(|(_, text)| !text.trim().is_empty()) {
+        let place = format!("{}:{}", file.display(), line + 1);
         let fields: Vec<&str> = text.split_whitespace().collect();
         let &[query, _, document, rank, _, _] = fields.as_slice() else {
-            bail!("{}:{}: found `{text}`, expected `qid Q0 docno rank sim run_id`", file.display(), line + 1);
+            bail!("{place}: found `{text}`, expected `qid Q0 docno rank sim run_id`");
         };
-        let rank: usize = rank
-            .parse()
-            .with_context(|| format!("{}:{}: rank `{rank}` is no number", file.display(), line + 1))?;
-        // Runs of other sets may be given with those of this one.
-        let places = (set.data.query_index.get(query), set.data.document_index.get(document));
-        if let (Some(query), Some(document)) = places
-            && rank <= config.skip + 4 * config.depth
-        {
-            by_query.entry(*query).or_default().push(*document);
+        rank.parse::<usize>().with_context(|| format!("{place}: rank `{rank}` is no number"))?;
+        for (usable, found) in sets.iter().zip(&mut found) {
+            let Ok(pairs) = found else { continue };
+            let data = &usable.set.data;
+            match (data.query_index.get(query), data.document_index.get(document)) {
+                (Some(query), Some(document)) => {
+                    let query = usable.training.get(query);
+                    pairs.extend(query.filter(|q| usable.takes(**q, *document)).map(|q| (*q, *document)));
+                }
+                (None, _) => *found = Err(format!("{place}: query `{query}` is not in {}", usable.set.name)),
+                (_, None) => {
+                    *found = Err(format!("{place}: document `{document}` is not in {}", usable.set.name));
+                }
+            }
         }
     }
-    Ok(())
+    let names = |fitting: &[usize]| {
+        fitting.iter().map(|place| sets[*place].set.name.as_str()).collect::<Vec<_>>().join(" and ")
+    };
+    let fitting: Vec<usize> = (0..sets.len()).filter(|place| found[*place].is_ok()).collect();
+    match fitting.as_slice() {
+        &[place] => Ok((place, found.swap_remove(place).unwrap_or_default())),
+        [] => {
+            let why: Vec<String> = found.into_iter().filter_map(Result::err).collect();
+            bail!("{}; a run of --negatives-run ranks documents of one of the data sets", why.join("; "))
+        }
+        several => bail!(
+            "{}: its ids fit {} alike; give the data sets ids of their own, or teach on one after the other",
+            file.display(),
+            names(several)
+        ),
+    }
 }
 
 #[cfg(test)]

@@ -152,19 +152,26 @@ fn teach(args: &Args, device: &DeviceArgs, ranks: &Ranks) -> Result<()> {
         save_every: args.save_every,
     })?;
     let model_digest = checkpoint::digest(&args.model)?;
+    let run_digests = args.negatives_run.iter().map(|file| models::files::sha256_file(file));
+    let run_digests = run_digests.collect::<Result<Vec<_>, _>>()?;
     let settings = json!({
         "command": "teacher",
         "model_digest": model_digest,
         "data": sets.settings(),
         "split": args.run.split, "dev_split": args.run.dev_split, "documents": args.run.documents,
-        "teaching": config, "negatives": negatives, "fit": fit_config, "weight_decay": args.weight_decay,
+        "teaching": config, "negatives": negatives, "negatives_runs": run_digests, "fit": fit_config, "weight_decay": args.weight_decay,
         "lora": lora, "dtype": device.compute().name(),
     });
     ranks.agree(&json!({ "settings": settings, "shard_optimizer": args.shard_optimizer }))?;
     if ranks.is_first() {
         eprintln!("teaching on {}{}", sets.describe(), ranks.describe());
     }
-    let mined = sets.sets.iter().map(|set| Negatives::mine(set, &negatives)).collect::<Result<Vec<_>>>()?;
+    let mined = Negatives::mine(&sets.sets, &negatives)?;
+    if negatives.miner == Miner::Bm25 && ranks.is_first() {
+        for (set, _) in sets.sets.iter().zip(&mined).filter(|(_, mined)| mined.is_empty()) {
+            eprintln!("{}; they are drawn at random", Negatives::none_for(set, &negatives));
+        }
+    }
     let reference = (args.objective == Objective::Dpo).then(|| {
         let parts = [model_digest.as_bytes(), device.compute().name().as_bytes()];
         // Each process has the scores of its own micro-batches.
