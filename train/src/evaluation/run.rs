@@ -107,13 +107,21 @@ impl Run {
     }
 }
 
-/// Metrics of each of the run's queries that have relevant documents.
+/// Metrics of each of the run's queries that have relevant documents. A document with its query's id is passed over, as BEIR's
+/// evaluation does (in its ArguAna and Quora every query is a document), unless somebody judged it.
 pub fn per_query(run: &Run, qrels: &Qrels) -> BTreeMap<String, Values> {
     let measured = run.ranked().filter_map(|(query, ranked)| {
-        let ranked: Vec<&str> = ranked.iter().map(|(id, _)| id.as_str()).collect();
-        Some((query.to_owned(), values(&ranked, qrels.get(query)?)?))
+        let judgements = qrels.get(query)?;
+        let ids = ranked.iter().map(|(id, _)| id.as_str());
+        let ranked: Vec<&str> = ids.filter(|id| !is_itself(query, id, judgements)).collect();
+        Some((query.to_owned(), values(&ranked, judgements)?))
     });
     measured.collect()
+}
+
+/// Whether a document is the query, put into the corpus as well.
+pub fn is_itself(query: &str, document: &str, judgements: &Judgements) -> bool {
+    query == document && !judgements.contains_key(document)
 }
 
 fn values(ranked: &[&str], judgements: &Judgements) -> Option<Values> {
@@ -170,6 +178,17 @@ mod tests {
         let file = dir.path().join("x.trec");
         run.write_trec(&file, "x", 1).unwrap();
         assert_eq!(fs::read_to_string(file).unwrap(), "q1 Q0 a 1 2 x\nq2 Q0 a 1 3 x\n");
+    }
+
+    /// Where every query is a document too, each finds itself first; BEIR's numbers are made without it.
+    #[test]
+    fn a_query_is_no_answer_to_itself() {
+        let run = run(&[("a", "a", 9.0), ("a", "b", 8.0), ("a", "c", 7.0)]);
+        let of = |id| measure(&run, &Qrels::from([("a".to_owned(), judged(id))]))["MRR@10"];
+        assert_eq!(of("b"), 1.0);
+        assert_eq!(of("c"), 0.5);
+        // Ids that only happen to be the same: somebody judged the pair.
+        assert_eq!(of("a"), 1.0);
     }
 
     /// A reranker of the top two is right about them; that the relevant document was fifth is the first stage's doing, and

@@ -1,5 +1,6 @@
 //! What is asked: the queries of some splits, and the documents that each one's systems rank.
 
+use super::run::is_itself;
 use crate::sampling::{draw, rng};
 use anyhow::Result;
 use models::beir::{BeirData, Document, Qrels};
@@ -54,12 +55,14 @@ pub struct Asked<'a> {
     /// What is asked.
     pub text: &'a str,
     pool: Option<&'a BTreeSet<usize>>,
+    /// Place of the document that is the query itself, which is no answer.
+    itself: Option<usize>,
 }
 
 impl Asked<'_> {
     /// Whether the document at this place is ranked for the query.
     pub fn ranks(&self, document: usize) -> bool {
-        self.pool.is_none_or(|pool| pool.contains(&document))
+        self.itself != Some(document) && self.pool.is_none_or(|pool| pool.contains(&document))
     }
 }
 
@@ -80,10 +83,12 @@ impl<'a> Task<'a> {
     pub fn asked(&self) -> Vec<Asked<'_>> {
         let mut all = Vec::new();
         for (split, parts) in self.splits.iter().enumerate() {
-            for id in parts.qrels.keys() {
+            for (id, judgements) in &parts.qrels {
                 let place = self.data.query_index[id];
                 let text = self.data.queries[place].text.as_str();
-                all.push(Asked { split, id, place, text, pool: parts.pools.get(id) });
+                let itself = self.data.document_index.get(id).copied();
+                let itself = itself.filter(|_| is_itself(id, id, judgements));
+                all.push(Asked { split, id, place, text, pool: parts.pools.get(id), itself });
             }
         }
         all
