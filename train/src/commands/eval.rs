@@ -2,6 +2,7 @@
 
 use crate::device::DeviceArgs;
 use crate::evaluation::calibration_table;
+use crate::evaluation::cosine::check_layer;
 use crate::evaluation::first_stage::Measured;
 use crate::evaluation::onnx_embedding::{OnnxConfig, Pooling};
 use crate::evaluation::report::{Row, SystemValues, table, write_per_query};
@@ -12,7 +13,9 @@ use crate::evaluation::task::{Task, TaskConfig};
 use anyhow::{Context, Result, bail};
 use clap::Args as ClapArgs;
 use models::beir::BeirData;
+use models::config::DecoderConfig;
 use models::files::write_json;
+use models::student::StudentConfig;
 use runtime::session::SessionOptions;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -127,10 +130,11 @@ struct OnnxArgs {
 pub fn run(args: &Args, device: &DeviceArgs) -> Result<()> {
     let systems = plan(args, device)?;
     let names: Vec<&str> = systems.iter().map(|system| system.name.as_str()).collect();
-    let baseline = match args.significance {
+    let mut baseline = match args.significance {
         true => Some(find_baseline(&names, args.baseline.as_deref())?),
         false => None,
     };
+    systems.iter().try_for_each(|system| check(system, args))?;
     let data = BeirData::open(&args.data)?;
     let config = TaskConfig {
         sample: args.sample,
@@ -140,9 +144,20 @@ pub fn run(args: &Args, device: &DeviceArgs) -> Result<()> {
     };
     let task = Task::new(&data, &args.split, config)?;
     let mut answers: Vec<Answers> = Vec::new();
+    let mut failed = Ok(());
     for system in &systems {
-        answers.push(answer(system, &task, device, &answers)?);
+        match answer(system, &task, device, &answers) {
+            Ok(answer) => answers.push(answer),
+            // What the others have done is told all the same.
+            Err(error) if !answers.is_empty() => {
+                failed = Err(error);
+                break;
+            }
+            error => drop(error?),
+        }
     }
+    let names = &names[..answers.len()];
+    baseline = baseline.filter(|baseline| *baseline < names.len());
     let (mut results, mut differences, mut calibrations) = (Map::new(), Map::new(), Map::new());
     let mut lines: Vec<(&str, &str, BTreeMap<String, Values>)> = Vec::new();
     for (place, split) in task.splits.iter().enumerate() {
@@ -168,7 +183,7 @@ pub fn run(args: &Args, device: &DeviceArgs) -> Result<()> {
             calibrations.insert(split.name.clone(), json!(calibration));
         }
         if let Some(dir) = &args.runs {
-            write_runs(dir, &split.name, &names, &measured)?;
+            write_runs(dir, &split.name, names, &measured)?;
         }
         lines.extend(names.iter().zip(values).map(|(name, values)| (split.name.as_str(), *name, values)));
     }
@@ -189,7 +204,26 @@ pub fn run(args: &Args, device: &DeviceArgs) -> Result<()> {
         }
         write_json(file, &report)?;
     }
-    Ok(())
+    failed
+}
+
+/// Whether what a system is made of is there, before others take hours.
+fn check(system: &System, args: &Args) -> Result<()> {
+    let there = match &system.kind {
+        Kind::Bm25 | Kind::Onnx(_) => return Ok(()),
+        Kind::Student { dir, .. } => StudentConfig::open(dir).map(drop).map_err(anyhow::Error::from),
+        Kind::LlmCosine { dir, layer } => DecoderConfig::open(dir)
+            .map_err(anyhow::Error::from)
+            .and_then(|config| check_layer(&config, *layer)),
+        Kind::Teacher { dir, .. } => DecoderConfig::open(dir).map(drop).map_err(anyhow::Error::from),
+    };
+    there.with_context(|| format!("cannot measure {}", system.name))?;
+    match (&system.kind, &args.cache) {
+        (Kind::Student { .. }, Some(dir)) => {
+            std::fs::create_dir_all(dir).with_context(|| format!("cannot create cache {}", dir.display()))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Systems in the order of the table.

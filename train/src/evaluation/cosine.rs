@@ -5,6 +5,7 @@ use super::first_stage::FirstStage;
 use crate::features::{Side, bar};
 use crate::scoring::rows_of;
 use anyhow::{Context, Result, bail};
+use models::config::DecoderConfig;
 use models::torch::encoder::pooling_weights;
 use models::torch::{Batch, ForwardInput, Reranker, length_buckets};
 use ndarray::Array2;
@@ -61,6 +62,17 @@ fn unit_rows(rows: Vec<Vec<f32>>) -> Result<Array2<f32>> {
     Ok(matrix)
 }
 
+/// Whether a model has this layer.
+pub fn check_layer(config: &DecoderConfig, layer: Option<usize>) -> Result<()> {
+    let depth = config.num_hidden_layers;
+    match layer {
+        Some(layer) if layer > depth => {
+            bail!("--llm-cosine-layer {layer}: this model has {depth} layers (0 is the embeddings)")
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Mean over a text's own tokens of a language model's hidden states. The texts stand in the same prompt as for the student.
 pub struct MeanPooled<'a> {
     llm: &'a Reranker,
@@ -71,13 +83,8 @@ impl<'a> MeanPooled<'a> {
     /// Of a layer's output (0 = the embeddings), or without one of what the model's head reads: the last layer's output
     /// behind the final norm.
     pub fn new(llm: &'a Reranker, layer: Option<usize>) -> Result<Self> {
-        let depth = llm.decoder.config().num_hidden_layers;
-        match layer {
-            Some(layer) if layer > depth => {
-                bail!("--llm-cosine-layer {layer}: this model has {depth} layers (0 is the embeddings)")
-            }
-            _ => Ok(Self { llm, layer }),
-        }
+        check_layer(llm.decoder.config(), layer)?;
+        Ok(Self { llm, layer })
     }
 }
 
