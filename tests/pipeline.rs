@@ -583,6 +583,43 @@ fn every_kind_of_student_is_distilled_and_exported() {
     assert!(same("again") == same("relu-pooled"));
 }
 
+/// An ablation that was interrupted goes on, and a table never shows a student under flags that did not make it.
+#[test]
+fn an_ablation_goes_on_and_knows_its_students() {
+    let chain = Chain::get();
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("ablation");
+    let (teacher, data) = (chain.path("teacher"), chain.path("data"));
+    let common = &DISTIL[..DISTIL.len() - 4];
+    assert_eq!(DISTIL[DISTIL.len() - 4], "--dtype");
+    let ablate = |variants: &[&str], more: &[&str]| {
+        let paths = ["ablate", "--teacher", text(&teacher), "--data", text(&data), "--out", text(&out)];
+        let few = ["--seeds", "1", "--dtype", "f32", "--threads", "1", "--agreement-queries", "4"];
+        let variants: Vec<&str> = variants.iter().flat_map(|variant| ["--variant", variant]).collect();
+        run("train", &[&paths[..], &few, &variants, &["--"], common, more].concat())
+    };
+    let stopped = ablate(&["plain:", "small: --inner-dimensions 8"], &["--stop-after", "7"]);
+    assert_ne!(stopped.code, Some(0), "{}", stopped.stderr);
+    assert!(out.join("plain-0.state.safetensors").exists());
+    let table = ablate(&["plain:", "small: --inner-dimensions 8"], &[]).done().stdout;
+    assert!(table.contains("| plain |") && table.contains("| small |"), "{table}");
+    // What one run made in one go is what two made.
+    let alone = dir.path().join("alone");
+    distil(&teacher, &data, &alone, &[]).done();
+    let predictor = |dir: &Path| fs::read(dir.join("predictor.safetensors")).unwrap();
+    assert!(predictor(&alone) == predictor(&out.join("plain-0")));
+    let before = listing(&out);
+    let again = ablate(&["plain:", "small: --inner-dimensions 8"], &[]).done().stdout;
+    assert!(table.ends_with(&again) && again.starts_with("| variant |"), "{table}{again}");
+    assert_eq!(
+        before.keys().collect::<Vec<_>>(),
+        listing(&out).keys().collect::<Vec<_>>(),
+        "students were made again"
+    );
+    ablate(&["plain: --form relu"], &[]).refused(&["plain-0", "`form` was \"gated\"", "another --out"]);
+    ablate(&["lr 1e-4:", "lr 1e/4:"], &[]).refused(&["`lr 1e-4`", "`lr 1e/4`", "one directory"]);
+}
+
 /// Every wrong turn of `train`, each one sentence; nothing appears, nothing stays half written.
 #[test]
 fn wrong_turns_are_refused_in_one_sentence() {
@@ -663,6 +700,23 @@ fn wrong_turns_are_refused_in_one_sentence() {
     run("train", &["eval", "--data", text(&data)]).refused(&["nothing to measure"]);
     run("train", &["eval", "--data", text(&data), "--bm25", "--split", "nights"]).refused(&["nights.tsv"]);
     run("train", &["eval", "--data", text(&data), "--student", text(&llm)]).refused(&["student.json"]);
+
+    let late = run("train", &["eval", "--data", text(&data), "--bm25", "--teacher", text(&absent)]);
+    late.refused(&["cannot measure teacher", "absent"]);
+    let run_file = |name: &str, lines: &str| {
+        let file = dir.path().join(name);
+        fs::write(&file, lines).unwrap();
+        file
+    };
+    let strange = run_file("strange.trec", "q00-0 Q0 sofa 1 2.0 x\n");
+    teach(&llm, &data, &out, &["--negatives-run", text(&strange)]).refused(&["strange.trec:1", "`sofa`"]);
+    // All that it ranks is relevant: nothing to tell apart from.
+    let relevant = fs::read_to_string(data.join("qrels/train.tsv")).unwrap();
+    let fields: Vec<&str> = relevant.lines().nth(1).unwrap().split('\t').collect();
+    let useless = run_file("useless.trec", &format!("{} Q0 {} 1 2.0 x\n", fields[0], fields[1]));
+    teach(&llm, &data, &out, &["--negatives-run", text(&useless)]).refused(&["no hard negatives for data"]);
+    distil(&teacher, &data, &out, &["--layers", "1,1"]).refused(&["--layers", "1 is named twice"]);
+    distil(&teacher, &data, &out, &["--dropout", "1.5"]).refused(&["--dropout is 1.5"]);
 
     teach(&absent, &data, &out, &[]).refused(&["absent"]);
     teach(&llm, &data, &out, &["--device", "warp:1"]).refused(&["warp:1", "cuda"]);

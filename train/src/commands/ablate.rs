@@ -3,11 +3,11 @@
 use super::distill;
 use crate::agreement::{self, Agreement, PoolConfig};
 use crate::cache::VectorCache;
-use crate::data_sets::{DataArg, DataSets, Splits};
+use crate::data_sets::{DataArg, DataSets};
 use crate::device::DeviceArgs;
 use crate::evaluation::open_llm;
 use crate::features::{FeatureMaker, cache_digest};
-use crate::sampling::TrainDocuments;
+use crate::fit::first_difference;
 use anyhow::{Context, Result, bail};
 use clap::{Args as ClapArgs, Command, FromArgMatches};
 use models::checkpoint;
@@ -87,18 +87,21 @@ pub fn run(args: &Args, device: &DeviceArgs) -> Result<()> {
     let variants = variants(args)?;
     std::fs::create_dir_all(&args.out).with_context(|| format!("cannot create {}", args.out.display()))?;
     let cache = args.out.join("cache");
-    let mut missing = Vec::new();
+    let (mut missing, mut made) = (Vec::new(), Vec::new());
     for (name, flags) in &variants {
         for seed in 0..args.seeds {
             let out = student_dir(&args.out, name, seed);
-            if !out.exists() {
-                let distill = distill_args(args, flags, &out, &cache, seed);
-                missing.push((
-                    format!("{name}, seed {seed}"),
-                    distill.with_context(|| format!("variant `{name}`"))?,
-                ));
+            let distill = distill_args(args, flags, &out, &cache, seed);
+            let distill = distill.with_context(|| format!("variant `{name}`"))?;
+            match out.exists() {
+                true => made.push((out, distill)),
+                false => missing.push((format!("{name}, seed {seed}"), distill)),
             }
         }
+    }
+    let digest = checkpoint::digest(&args.teacher)?;
+    for (out, run) in &made {
+        check_made(out, &run.settings(device, &run.open_data()?, &digest)?)?;
     }
     let (names, runs): (Vec<String>, Vec<distill::Args>) = missing.into_iter().unzip();
     distill::encode_for_all(&runs, device)?;
@@ -106,7 +109,8 @@ pub fn run(args: &Args, device: &DeviceArgs) -> Result<()> {
         eprintln!("== {name}");
         distill::run(run, device)?;
     }
-    let mut judge = Judge::new(args, device, &cache)?;
+    let first = runs.first().or(made.first().map(|(_, run)| run)).context("no variants")?;
+    let mut judge = Judge::new(args, device, first.open_data()?, &cache, &digest)?;
     let mut rows = Vec::new();
     for (name, flags) in &variants {
         let students = (0..args.seeds).map(|seed| judge.student(&student_dir(&args.out, name, seed)));
@@ -147,7 +151,34 @@ fn variants(args: &Args) -> Result<Vec<(String, Vec<String>)>> {
         };
         Ok((name.trim().to_owned(), flags.split_whitespace().map(str::to_owned).collect()))
     };
-    args.variant.iter().map(parse).collect()
+    let variants: Vec<(String, Vec<String>)> = args.variant.iter().map(parse).collect::<Result<_>>()?;
+    for (i, (name, _)) in variants.iter().enumerate() {
+        let same = |other: &&(String, Vec<String>)| {
+            student_dir(&args.out, &other.0, 0) == student_dir(&args.out, name, 0)
+        };
+        if let Some((other, _)) = variants[..i].iter().find(same) {
+            bail!(
+                "--variant: `{other}` and `{name}` would have one directory; give them names of other letters"
+            );
+        }
+    }
+    Ok(variants)
+}
+
+/// Whether the student in `out` is what these settings would make.
+fn check_made(out: &Path, settings: &Value) -> Result<()> {
+    let was = StudentConfig::open(out)?.provenance["settings"].clone();
+    if was == *settings {
+        return Ok(());
+    }
+    bail!(
+        "{}: made with other settings ({}); remove it, or give another --out",
+        out.display(),
+        match first_difference(&was, settings) {
+            Some([setting, was, is]) => format!("`{setting}` was {was}, is {is}"),
+            None => "shape of the settings".into(),
+        }
+    )
 }
 
 fn student_dir(out: &Path, name: &str, seed: u64) -> PathBuf {
@@ -157,7 +188,8 @@ fn student_dir(out: &Path, name: &str, seed: u64) -> PathBuf {
 
 /// As if it had been typed; later flags win.
 fn distill_args(args: &Args, flags: &[String], out: &Path, cache: &Path, seed: u64) -> Result<distill::Args> {
-    let mut words: Vec<String> = vec!["distill".into()];
+    // A student that was interrupted goes on.
+    let mut words: Vec<String> = vec!["distill".into(), "--resume".into()];
     let mut add = |flag: &str, value: String| words.extend([flag.to_owned(), value]);
     add("--teacher", args.teacher.display().to_string());
     for data in &args.data {
@@ -192,11 +224,15 @@ struct Judge<'a> {
 }
 
 impl<'a> Judge<'a> {
-    fn new(args: &'a Args, device: &'a DeviceArgs, cache: &'a Path) -> Result<Self> {
-        let splits = Splits { train: "train", dev: &args.dev_split, documents: TrainDocuments::Judged };
-        let sets = DataSets::open(&args.data, &splits)?;
+    fn new(
+        args: &'a Args,
+        device: &'a DeviceArgs,
+        sets: DataSets,
+        cache: &'a Path,
+        teacher_digest: &str,
+    ) -> Result<Self> {
         let teacher = Reranker::open(&args.teacher, &device.open(None)?)?;
-        let digest = cache_digest(&checkpoint::digest(&args.teacher)?, device);
+        let digest = cache_digest(teacher_digest, device);
         let mut scores = VectorCache::open(cache, "agreement", &digest, 1)?;
         let config =
             PoolConfig { queries: args.agreement_queries, documents: args.agreement_documents, seed: 0 };

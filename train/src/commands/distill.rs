@@ -8,7 +8,7 @@ use crate::data_sets::{DataSet, DataSets};
 use crate::device::DeviceArgs;
 use crate::distillation::{DistillConfig, Distillation, Finished, QueryLatents, StudentSet, Targets};
 use crate::features::{FeatureMaker, Side, StoredFeatures, cache_digest};
-use crate::fit::{fit, write_tensors};
+use crate::fit::{FitConfig, fit, write_tensors};
 use crate::golden;
 use crate::losses::{Divergence, JepaDistance, KlOver};
 use crate::optim::AdamW;
@@ -166,6 +166,40 @@ impl Args {
     fn cache_dir(&self) -> PathBuf {
         self.cache.clone().unwrap_or_else(|| self.run.cache_beside())
     }
+
+    /// Opens the data sets.
+    pub fn open_data(&self) -> Result<DataSets> {
+        self.run.open_data()
+    }
+
+    fn fit_config(&self) -> Result<FitConfig> {
+        self.run.fit_config(Pace {
+            schedule: schedule(self.lr, self.warmup.min(self.steps / 10), self.steps, self.decay),
+            accumulate: 1,
+            eval_every: self.eval_every,
+            save_every: self.save_every,
+        })
+    }
+
+    /// Everything that shapes the student.
+    pub fn settings(
+        &self,
+        device: &DeviceArgs,
+        sets: &DataSets,
+        teacher_digest: &str,
+    ) -> Result<serde_json::Value> {
+        let student = describe(self, &DecoderConfig::open(&self.teacher)?)?;
+        Ok(json!({
+            "command": "distill",
+            "teacher_digest": teacher_digest,
+            "data": sets.settings(),
+            "split": self.run.split, "dev_split": self.run.dev_split, "documents": self.run.documents,
+            "latents": student.latents, "form": student.form, "residual": student.residual,
+            "inner_dimensions": self.inner_dimensions, "dropout": self.dropout,
+            "query_adapter": query_adapter(self)?, "distill": distill_config(self, sets), "fit": self.fit_config()?,
+            "weight_decay": self.weight_decay, "dtype": device.compute().name(),
+        }))
+    }
 }
 
 /// Distils, then writes the student.
@@ -184,23 +218,9 @@ fn distil(args: &Args, device: &DeviceArgs, ranks: &Ranks) -> Result<()> {
     teacher.judging = Adapters::Off;
     let mut student = describe(args, teacher.decoder.config())?;
     student.query_adapter = adapter;
-    let config = distill_config(args, &sets);
-    let fit_config = args.run.fit_config(Pace {
-        schedule: schedule(args.lr, args.warmup.min(args.steps / 10), args.steps, args.decay),
-        accumulate: 1,
-        eval_every: args.eval_every,
-        save_every: args.save_every,
-    })?;
+    let (config, fit_config) = (distill_config(args, &sets), args.fit_config()?);
     let teacher_digest = checkpoint::digest(&args.teacher)?;
-    let settings = json!({
-        "command": "distill",
-        "teacher_digest": teacher_digest,
-        "data": sets.settings(),
-        "split": args.run.split, "dev_split": args.run.dev_split, "documents": args.run.documents,
-        "latents": student.latents, "form": student.form, "residual": student.residual,
-        "inner_dimensions": args.inner_dimensions, "dropout": args.dropout, "query_adapter": student.query_adapter,
-        "distill": config, "fit": fit_config, "weight_decay": args.weight_decay, "dtype": device.compute().name(),
-    });
+    let settings = args.settings(device, &sets, &teacher_digest)?;
     if !teacher.prompter.has_pieces() {
         bail!(
             "{}: its prompt has `joined` parts, so that a student could not encode the teacher's own pieces; import the \
@@ -280,6 +300,9 @@ fn check(args: &Args) -> Result<()> {
     {
         bail!("--uniform must be between 0 and 1, and the temperatures above 0");
     }
+    if !(0.0..1.0).contains(&args.dropout) {
+        bail!("--dropout is {}, expected 0 up to, not including, 1", args.dropout);
+    }
     Ok(())
 }
 
@@ -317,6 +340,9 @@ fn describe(args: &Args, config: &DecoderConfig) -> Result<StudentConfig> {
     let layers = if args.layers.is_empty() { default_layers(depth) } else { args.layers.clone() };
     if let Some(layer) = layers.iter().find(|layer| **layer > depth) {
         bail!("--layers {layer}: this model has {depth} layers");
+    }
+    if let Some(layer) = layers.iter().enumerate().find(|(i, layer)| layers[..*i].contains(layer)) {
+        bail!("--layers: {} is named twice, expected different layers", layer.1);
     }
     Ok(StudentConfig {
         format_version: if args.query_lora_rank == 0 {
