@@ -392,11 +392,18 @@ impl Memory {
 
     /// Opens the index for writing, if its path still leads to what is in memory.
     pub(super) fn writer(&self) -> Result<Writer, RetrieverError> {
+        self.opened(Writer::open)
+    }
+
+    fn opened(
+        &self,
+        open: impl FnOnce(&Path, &IndexKey) -> Result<Writer, StoreError>,
+    ) -> Result<Writer, RetrieverError> {
         let replaced = || RetrieverError::Replaced { dir: self.dir.clone() };
         if !self.identity.is_at(&self.dir) {
             return Err(replaced());
         }
-        let writer = Writer::open(&self.dir, &self.key)?;
+        let writer = open(&self.dir, &self.key)?;
         if writer.store().identity() == self.identity { Ok(writer) } else { Err(replaced()) }
     }
 
@@ -422,7 +429,8 @@ impl Memory {
         if !graph && !rows {
             return Ok(());
         }
-        let writer = self.writer()?;
+        // Whoever writes now has no need to wait for this, nor this for it.
+        let writer = self.opened(|dir, key| Writer::open_within(dir, key, Duration::ZERO))?;
         if graph {
             self.save_graph()?;
         }

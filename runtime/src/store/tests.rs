@@ -86,6 +86,25 @@ fn another_bundles_index_is_refused_by_name() {
     }
 }
 
+/// A server that saves its graph for a moment must not refuse who adds a document at that moment.
+#[test]
+fn a_writer_waits_a_moment_for_another() {
+    let dir = index(&[document("a", "x")]);
+    let first = Writer::open(dir.path(), &key()).unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            std::thread::sleep(std::time::Duration::from_millis(200));
+            drop(first);
+        });
+        assert!(matches!(
+            Writer::open_within(dir.path(), &key(), std::time::Duration::ZERO),
+            Err(StoreError::Writer { .. })
+        ));
+        put(&mut Writer::open(dir.path(), &key()).unwrap(), &[document("b", "y")]);
+    });
+    assert_eq!(Store::open(dir.path(), &key()).unwrap().count().unwrap(), 2);
+}
+
 /// Two writers would overwrite each other's graph; readers must go on.
 #[test]
 fn one_writer_many_readers() {

@@ -7,9 +7,14 @@ use models::files;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
 use std::fs::{File, TryLockError};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 /// Name of the file that the writer locks.
 const LOCK_FILE: &str = "writer.lock";
+/// How long a writer waits for another one.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// How long it sleeps between two looks.
+const PAUSE: Duration = Duration::from_millis(5);
 /// Generations whose changes an index remembers. Whoever is further behind reads all of it anew.
 pub const KEPT_GENERATIONS: u64 = 10_000;
 
@@ -73,7 +78,7 @@ impl Writer {
     /// Makes an empty index in an existing directory. This one writer does not wait for the disk: the directory is
     /// meant to be a staged one, whose files are synced before it is renamed, so that a half-made index is never seen.
     pub fn create(dir: &Path, key: &IndexKey) -> Result<Self, StoreError> {
-        let lock = lock(dir)?;
+        let lock = lock(dir, Duration::ZERO)?;
         let file = dir.join(FILE_NAME);
         let connection = Connection::open(&file).map_err(sql(&file))?;
         connection.execute_batch(SCHEMA).map_err(sql(&file))?;
@@ -87,10 +92,16 @@ impl Writer {
         Ok(Self { store: Store::check(&file, connection, Some(key))?, kept: KEPT_GENERATIONS, _lock: lock })
     }
 
-    /// Opens an existing index for writing; a second writer is refused.
+    /// Opens an existing index for writing; a second writer is refused, but not before it has waited a little: whoever keeps
+    /// the index open saves aside what it has linked, which nobody can know of.
     pub fn open(dir: &Path, key: &IndexKey) -> Result<Self, StoreError> {
+        Self::open_within(dir, key, PATIENCE)
+    }
+
+    /// The same, waiting for another writer for so long at most.
+    pub fn open_within(dir: &Path, key: &IndexKey, patience: Duration) -> Result<Self, StoreError> {
         let file = existing(dir)?;
-        let lock = lock(dir)?;
+        let lock = lock(dir, patience)?;
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let connection = Connection::open_with_flags(&file, flags).map_err(sql(&file))?;
         connection.execute_batch("PRAGMA synchronous = FULL").map_err(sql(&file))?;
@@ -227,14 +238,18 @@ impl Writer {
     }
 }
 
-fn lock(dir: &Path) -> Result<File, StoreError> {
+fn lock(dir: &Path, patience: Duration) -> Result<File, StoreError> {
     let path = dir.join(LOCK_FILE);
     let io = |error: std::io::Error| StoreError::Sqlite { file: path.clone(), message: error.to_string() };
     let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(io)?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(StoreError::Writer { dir: dir.to_owned() }),
-        Err(TryLockError::Error(error)) => Err(io(error)),
+    let start = Instant::now();
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::WouldBlock) if start.elapsed() < patience => std::thread::sleep(PAUSE),
+            Err(TryLockError::WouldBlock) => return Err(StoreError::Writer { dir: dir.to_owned() }),
+            Err(TryLockError::Error(error)) => return Err(io(error)),
+        }
     }
 }
 
