@@ -91,15 +91,15 @@ fn another_bundles_index_is_refused_by_name() {
 fn a_writer_waits_a_moment_for_another() {
     let dir = index(&[document("a", "x")]);
     let first = Writer::open(dir.path(), &key()).unwrap();
+    assert!(matches!(
+        Writer::open_within(dir.path(), &key(), std::time::Duration::ZERO),
+        Err(StoreError::Writer { .. })
+    ));
     std::thread::scope(|scope| {
         scope.spawn(|| {
             std::thread::sleep(std::time::Duration::from_millis(200));
             drop(first);
         });
-        assert!(matches!(
-            Writer::open_within(dir.path(), &key(), std::time::Duration::ZERO),
-            Err(StoreError::Writer { .. })
-        ));
         put(&mut Writer::open(dir.path(), &key()).unwrap(), &[document("b", "y")]);
     });
     assert_eq!(Store::open(dir.path(), &key()).unwrap().count().unwrap(), 2);

@@ -134,7 +134,7 @@ pub fn run(args: &Args, device: &DeviceArgs) -> Result<()> {
         true => Some(find_baseline(&names, args.baseline.as_deref())?),
         false => None,
     };
-    systems.iter().try_for_each(|system| check(system, args))?;
+    systems.iter().try_for_each(check)?;
     let data = BeirData::open(&args.data)?;
     let config = TaskConfig {
         sample: args.sample,
@@ -208,7 +208,7 @@ pub fn run(args: &Args, device: &DeviceArgs) -> Result<()> {
 }
 
 /// Whether what a system is made of is there, before others take hours.
-fn check(system: &System, args: &Args) -> Result<()> {
+fn check(system: &System) -> Result<()> {
     let there = match &system.kind {
         Kind::Bm25 | Kind::Onnx(_) => return Ok(()),
         Kind::Student { dir, .. } => StudentConfig::open(dir).map(drop).map_err(anyhow::Error::from),
@@ -217,13 +217,7 @@ fn check(system: &System, args: &Args) -> Result<()> {
             .and_then(|config| check_layer(&config, *layer)),
         Kind::Teacher { dir, .. } => DecoderConfig::open(dir).map(drop).map_err(anyhow::Error::from),
     };
-    there.with_context(|| format!("cannot measure {}", system.name))?;
-    match (&system.kind, &args.cache) {
-        (Kind::Student { .. }, Some(dir)) => {
-            std::fs::create_dir_all(dir).with_context(|| format!("cannot create cache {}", dir.display()))
-        }
-        _ => Ok(()),
-    }
+    there.with_context(|| format!("cannot measure {}", system.name))
 }
 
 /// Systems in the order of the table.

@@ -159,7 +159,8 @@ fn teach(args: &Args, device: &DeviceArgs, ranks: &Ranks) -> Result<()> {
         "model_digest": model_digest,
         "data": sets.settings(),
         "split": args.run.split, "dev_split": args.run.dev_split, "documents": args.run.documents,
-        "teaching": config, "negatives": negatives, "negatives_runs": run_digests, "fit": fit_config, "weight_decay": args.weight_decay,
+        "teaching": config, "negatives": negatives, "negatives_runs": run_digests,
+        "fit": fit_config, "weight_decay": args.weight_decay,
         "lora": lora, "dtype": device.compute().name(),
     });
     ranks.agree(&json!({ "settings": settings, "shard_optimizer": args.shard_optimizer }))?;
