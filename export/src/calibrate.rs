@@ -42,8 +42,8 @@ impl Calibration {
     /// The matrix `name`, which reads `input`, in 8 bits.
     pub fn int8(&self, name: &str, input: &str, matrix: &Matrix) -> Rc<Quantised> {
         once(&self.int8, name.to_owned(), || match self.curvatures.get(input) {
-            Some(curvature) => quantise::per_row_along(matrix, quantise::SEVEN_BITS, curvature),
-            None => quantise::per_row(matrix, quantise::SEVEN_BITS),
+            Some(curvature) => quantise::in_pairs_along(matrix, curvature),
+            None => quantise::in_pairs(matrix),
         })
     }
 

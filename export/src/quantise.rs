@@ -6,9 +6,10 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 /// Largest magnitude of 8 bits, symmetric: -128 is left out.
-pub const EIGHT_BITS: f32 = 127.0;
-/// Largest magnitude of 7 bits.
-pub const SEVEN_BITS: f32 = 63.0;
+const EIGHT_BITS: f32 = 127.0;
+/// What two neighbours of one sign may have together: x86 processors without VNNI add the products of two neighbouring signed
+/// weights with unsigned activations in 16 bits, and 255 x 128 is the most that fits.
+const PAIR: f32 = 128.0;
 
 /// A matrix in 8 bits, `[rows, columns]`: `w[row, :] ~ scale[row] * q[row, :]`.
 pub struct Quantised {
@@ -20,16 +21,27 @@ pub struct Quantised {
     pub relative_error: f64,
 }
 
-/// Quantises each row by its own largest magnitude, to whole numbers from `-most` to `most`.
-pub fn per_row(matrix: &Matrix, most: f32) -> Quantised {
+/// Quantises each row by its own largest magnitude: a table that is looked up in.
+pub fn per_row(matrix: &Matrix) -> Quantised {
+    by_rows(matrix, |row| usable(largest(row) / EIGHT_BITS))
+}
+
+/// Quantises each row of a linear map by its largest pair: columns 0 and 1, 2 and 3, ... fit 16 bits together wherever they
+/// are multiplied. Of weights without a pattern that keeps all but half a bit of the eight; halving every weight's reach, which
+/// is enough as well, costs a whole one.
+pub fn in_pairs(matrix: &Matrix) -> Quantised {
+    by_rows(matrix, pair_scale)
+}
+
+fn by_rows(matrix: &Matrix, scale: impl Fn(&[f32]) -> f32) -> Quantised {
     let mut values = Vec::with_capacity(matrix.values.len());
     let mut scales = Vec::with_capacity(matrix.rows);
     let mut error = Error::default();
     for row in matrix.values.chunks_exact(matrix.columns.max(1)) {
-        let scale = usable(largest(row) / most);
+        let scale = scale(row);
         scales.push(scale);
         for &w in row {
-            let q = (w / scale).round_ties_even().clamp(-most, most);
+            let q = whole(w, scale);
             values.push(q as i8);
             error.add(w, q * scale);
         }
@@ -37,18 +49,47 @@ pub fn per_row(matrix: &Matrix, most: f32) -> Quantised {
     Quantised { values, scales, relative_error: error.relative() }
 }
 
-/// As [`per_row`], each weight rounded with regard to those after it.
-pub fn per_row_along(matrix: &Matrix, most: f32, curvature: &Curvature) -> Quantised {
-    let begin = |scale: &mut f32, column: usize, weights: &[f32]| {
+/// As [`in_pairs`], each weight rounded with regard to those after it.
+pub fn in_pairs_along(matrix: &Matrix, curvature: &Curvature) -> Quantised {
+    /// A row's scale, and the whole number before.
+    #[derive(Default)]
+    struct Row {
+        scale: f32,
+        before: f32,
+    }
+    let begin = |row: &mut Row, column: usize, weights: &[f32]| {
         if column == 0 {
-            *scale = usable(largest(weights) / most);
+            row.scale = pair_scale(weights);
         }
     };
-    let whole = |w: f32, scale: f32| (w / scale).round_ties_even().clamp(-most, most);
-    let rows = curvature.round(matrix, begin, |scale: &mut f32, _, w| whole(w, *scale) * *scale);
-    let values = rows.iter().flat_map(|(scale, row)| row.iter().map(|w| whole(*w, *scale) as i8)).collect();
-    let relative_error = Error::between(matrix, rows.iter().map(|(_, row)| row)).relative();
-    Quantised { values, scales: rows.into_iter().map(|(scale, _)| scale).collect(), relative_error }
+    let round = |row: &mut Row, column: usize, w: f32| {
+        let mut q = whole(w, row.scale);
+        // What earlier columns have lost may have carried a weight beyond what its pair's scale was made for.
+        if column % 2 == 1 && q * row.before > 0.0 {
+            let most = PAIR - row.before.abs();
+            q = q.clamp(-most, most);
+        }
+        row.before = q;
+        q * row.scale
+    };
+    let rows = curvature.round(matrix, begin, round);
+    let values =
+        rows.iter().flat_map(|(row, kept)| kept.iter().map(|w| whole(*w, row.scale) as i8)).collect();
+    let relative_error = Error::between(matrix, rows.iter().map(|(_, kept)| kept)).relative();
+    Quantised { values, scales: rows.into_iter().map(|(row, _)| row.scale).collect(), relative_error }
+}
+
+fn whole(w: f32, scale: f32) -> f32 {
+    (w / scale).round_ties_even().clamp(-EIGHT_BITS, EIGHT_BITS)
+}
+
+/// Rounding may add a half to either of a pair: one less than [`PAIR`] is what they are scaled to.
+fn pair_scale(row: &[f32]) -> f32 {
+    let most = row.chunks(2).fold(largest(row), |most, pair| match pair {
+        [a, b] if a * b > 0.0 => most.max((a + b).abs()),
+        _ => most,
+    });
+    usable(most / EIGHT_BITS.min(PAIR - 1.0))
 }
 
 /// Weights of one row that share a scale in blocks.
@@ -301,13 +342,61 @@ mod tests {
             columns: 4,
             values: vec![0.5, -0.25, 0.1, 0.0, 1e4, 3.0, -1e4, 40.0, 0.0, 0.0, 0.0, 0.0],
         };
-        let q = per_row(&matrix, EIGHT_BITS);
+        let q = per_row(&matrix);
         assert_eq!(q.values[..4], [127, -64, 25, 0]);
         assert_eq!(q.values[4..], [127, 0, -127, 1, 0, 0, 0, 0]);
         assert_eq!(q.scales[2], 1.0);
         for (w, (q, i)) in matrix.values.iter().zip(q.values.iter().zip(0..)).take(4) {
             assert!((w - f32::from(*q) * 0.5 / 127.0).abs() <= 0.5 / 254.0 + 1e-6, "{i}");
         }
+    }
+
+    /// On x86 without VNNI a pair that does not fit 16 bits is cut off there: another machine would compute other scores.
+    #[test]
+    fn pairs_fit_sixteen_bits_and_use_more_than_seven_bits_each() {
+        let (rows, columns) = (40, 97);
+        let mut seed = 1u64;
+        let mut next = || {
+            // The sum of four evenly spread numbers is nearly normal.
+            (0..4)
+                .map(|_| {
+                    seed =
+                        seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                    (seed >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+                })
+                .sum::<f32>()
+        };
+        let mut values: Vec<f32> = (0..rows * columns).map(|_| next()).collect();
+        // Two large neighbours, one alone, and one at the odd end.
+        (values[0], values[1], values[columns + 2], values[3 * columns - 1]) = (50.0, 50.0, -90.0, 70.0);
+        let matrix = Matrix { rows, columns, values };
+        let inputs: Vec<f32> = (0..3 * columns * columns).map(|_| next()).collect();
+        let mut gram = vec![0f32; columns * columns];
+        for row in inputs.chunks_exact(columns) {
+            for (i, sums) in gram.chunks_exact_mut(columns).enumerate() {
+                sums.iter_mut().zip(row).for_each(|(sum, x)| *sum += row[i] * x);
+            }
+        }
+        let along = in_pairs_along(&matrix, &Curvature::of(&gram, columns));
+        for (how, q) in [("plain", in_pairs(&matrix)), ("along", along)] {
+            let mut largest = 0;
+            for row in q.values.chunks_exact(columns) {
+                for pair in row.chunks(2) {
+                    // Activations from 0 to 255, which meet the weights of one sign alone in the worst case.
+                    let positive: i32 = pair.iter().map(|q| 255 * i32::from(*q).max(0)).sum();
+                    let negative: i32 = pair.iter().map(|q| 255 * i32::from(*q).min(0)).sum();
+                    assert!(
+                        positive <= i32::from(i16::MAX) && negative >= i32::from(i16::MIN),
+                        "{how}: {pair:?}"
+                    );
+                    largest = pair.iter().fold(largest, |most, q| most.max(q.unsigned_abs()));
+                }
+            }
+            assert!(largest > 120, "{how}: {largest}");
+        }
+        let seven_bits = by_rows(&matrix, |row| usable(super::largest(row) / 63.0)).relative_error;
+        let error = in_pairs(&matrix).relative_error;
+        assert!(error < 0.8 * seven_bits, "{error}, in seven bits {seven_bits}");
     }
 
     /// Half a step is the most that a weight within reach may move, whatever its neighbours in other blocks are; numbers

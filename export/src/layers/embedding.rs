@@ -32,7 +32,7 @@ pub fn embedding(
             let block = if shape[1].is_multiple_of(quantise::BLOCK) { quantise::BLOCK } else { shape[1] };
             let blocks = shape[1] / block;
             let table = Matrix { rows: shape[0] * blocks, columns: block, values: table.values };
-            let quantised = quantise::per_row(&table, quantise::EIGHT_BITS);
+            let quantised = quantise::per_row(&table);
             source.errors.add("embed_tokens", &scope.key("weight"), quantised.relative_error);
             let rows = g.initializer(&scope.key("weight_int8"), &shape, Data::I8(&quantised.values))?;
             let scales = [shape[0], blocks, 1];

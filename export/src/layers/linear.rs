@@ -176,10 +176,9 @@ fn float(
     g.op(scope, "MatMul", &[x, &w])
 }
 
-/// Weights are signed and symmetric, which is what the fast kernels of x86 and
-/// ARM take, and use 7 of their 8 bits: x86 processors without VNNI add pairs of products of unsigned activations and
-/// signed weights in 16 bits, and 2 x 255 x 64 is the most that fits. (Unsigned weights at full 8 bits are exact there
-/// as well, at 1.3 times the time.)
+/// Weights are signed and symmetric, which is what the fast kernels of x86 and ARM take, and small enough in pairs for those
+/// x86 processors that add two products in 16 bits ([`quantise::in_pairs`]). (Unsigned weights are exact there as well, at 1.3
+/// times the time.)
 fn int8(
     g: &mut Graph,
     scope: &Scope,
@@ -190,7 +189,7 @@ fn int8(
 ) -> Result<Value, ExportError> {
     let quantised = match source.calibration.as_ref().zip(input.key.as_ref()) {
         Some((calibration, input)) => calibration.int8(&scope.key("weight"), input, weight),
-        None => quantise::per_row(weight, quantise::SEVEN_BITS).into(),
+        None => quantise::in_pairs(weight).into(),
     };
     source.errors.add(name, &scope.key("weight"), quantised.relative_error);
     let turned = transpose(&quantised.values, weight.rows, weight.columns);
