@@ -130,9 +130,16 @@ impl Student {
 
     /// The LLM, and the adapter that queries are read with.
     ///
-    /// In coordinates without outliers (see [`Turned`](crate::rotation::Turned)) where `turned`.
-    fn source(&self, turned: bool, precision: Precision, graph: GraphKind) -> Result<Source, ExportError> {
+    /// In coordinates without outliers (see [`Turned`](crate::rotation::Turned)) where `turned`, which a calibration has a say in.
+    fn source(
+        &self,
+        turned: bool,
+        precision: Precision,
+        graph: GraphKind,
+        calibration: Option<&Rc<Calibration>>,
+    ) -> Result<Source, ExportError> {
         let mut source = Source::open_llm(&self.dir, &self.config, precision, graph)?;
+        source.calibration = calibration.cloned();
         if let Some(adapter) = &self.student.query_adapter {
             source.adapter = Some(Box::new(QueryAdapter::open(&self.dir, adapter)?));
         }
@@ -324,13 +331,13 @@ impl<'a> Writer<'a> {
         let prefix = match student.prefixes.is_empty() {
             true => None,
             false => {
-                let mut source = student.source(options.turned(), Precision::Fp32, options.graph)?;
+                let mut source = student.source(options.turned(), Precision::Fp32, options.graph, None)?;
                 Some(prefix_states(&mut source, config, layers, &student.prefixes)?)
             }
         };
         let mut calibration = None;
         if let Some(data) = &options.calibration {
-            let made = calibrate(student, data, prefix.as_ref(), dir, &options.session)?;
+            let made = calibrate(student, options, data, prefix.as_ref(), dir)?;
             say(&format!("calibrated on {}, {:.1} s", data.display(), start.elapsed().as_secs_f64()));
             calibration = Some(Rc::new(made));
         }
@@ -409,8 +416,8 @@ impl<'a> Writer<'a> {
         let start = Instant::now();
         let (student, options) = (self.student, self.options);
         let config = &student.config;
-        let mut source = student.source(options.turned(), options.precision, options.graph)?;
-        source.calibration = self.calibration.clone();
+        let mut source =
+            student.source(options.turned(), options.precision, options.graph, self.calibration.as_ref())?;
         source.kept.clone_from(kept);
         let layers = student.student.encoder_layers(config.num_hidden_layers);
         let data = dir.join(manifest::ENCODER_DATA_FILE);
@@ -438,13 +445,13 @@ impl<'a> Writer<'a> {
 /// Has the fp32 graph tell what its maps read. It lies in the staged directory while it is needed.
 fn calibrate(
     student: &Student,
+    options: &Options,
     data: &Path,
     prefix: Option<&PrefixStates>,
     dir: &Path,
-    session: &SessionOptions,
 ) -> Result<Calibration, ExportError> {
     let config = &student.config;
-    let mut source = student.source(true, Precision::Fp32, GraphKind::Fused)?;
+    let mut source = student.source(true, Precision::Fp32, GraphKind::Fused, None)?;
     source.observed = Some(Vec::new());
     let (file, weights) = (dir.join("observed.onnx"), dir.join("observed.onnx_data"));
     let mut graph = Graph::with_external_data("observed", &weights)?;
@@ -453,7 +460,9 @@ fn calibrate(
     let observed = source.observed.unwrap_or_default();
     let passes = calibrate::passes(data, &Prompter::open(&student.dir)?, student.student.residual)?;
     let manifest = student.manifest(Precision::Fp32, GraphKind::Fused);
-    let found = calibrate::curvatures(&file, &manifest, &observed, &passes, session);
+    // Blocks of 4 bits lose more in the weights than their activations gain.
+    let divide = options.precision == Precision::Int8;
+    let found = calibrate::see(&file, &manifest, &observed, divide, &passes, &options.session);
     for file in [file, weights] {
         fs::remove_file(&file).map_err(FileError::io(&file))?;
     }

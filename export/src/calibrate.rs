@@ -29,14 +29,26 @@ const TOKENS_AT_ONCE: usize = 512;
 pub struct Calibration {
     /// By key of the input.
     curvatures: HashMap<String, Curvature>,
+    /// By layer; none where nothing is divided.
+    neurons: Vec<Neurons>,
     int8: RefCell<HashMap<String, Rc<Quantised>>>,
     blocks: RefCell<HashMap<(String, Bits), Rc<Blocks>>>,
 }
 
 impl Calibration {
-    /// Of these inputs of maps, by their keys.
-    pub fn new(curvatures: HashMap<String, Curvature>) -> Self {
-        Self { curvatures, int8: RefCell::default(), blocks: RefCell::default() }
+    /// Of the inputs that were seen.
+    pub fn new(Seen { curvatures, neurons }: Seen) -> Self {
+        Self { curvatures, neurons, int8: RefCell::default(), blocks: RefCell::default() }
+    }
+
+    /// What each layer's neurons are divided by; empty where nothing is.
+    pub fn divisors(&self) -> Vec<Vec<f32>> {
+        self.neurons.iter().map(|neurons| neurons.divisors.clone()).collect()
+    }
+
+    /// Whether one activation scale serves all tokens' neurons in this layer.
+    pub fn is_even(&self, layer: usize) -> bool {
+        self.neurons.get(layer).is_some_and(|neurons| neurons.even)
     }
 
     /// The matrix `name`, which reads `input`, in 8 bits.
@@ -83,15 +95,59 @@ fn spread<T>(all: &[T]) -> impl Iterator<Item = &T> {
     all.iter().step_by(all.len().div_ceil(TEXTS).max(1))
 }
 
+/// How the key of an input ends that is a feed-forward block's gated neurons.
+const NEURONS: &str = ".down_proj.input";
+
+/// What all maps read.
+pub struct Seen {
+    /// By key of the input.
+    pub curvatures: HashMap<String, Curvature>,
+    /// Of every layer, or of none.
+    pub neurons: Vec<Neurons>,
+}
+
+/// Neurons of a feed-forward block behind the gate, where a few reach much further than all others.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Neurons {
+    /// Half of what a neuron's largest number is above the median neuron's, as a factor (SmoothQuant's 0.5), in powers of two,
+    /// which cost no bits anywhere.
+    divisors: Vec<f32>,
+    /// Whether none stands out so far that tokens in which it fires would leave the others few steps.
+    even: bool,
+}
+
+impl Neurons {
+    /// Beyond that, what activations gain is lost in the weights.
+    const MOST: f32 = 4.0;
+    /// How far a neuron may stand out, in medians. On 24 layers of a SmolLM2-135M most stand out 5 to 13, four 20 to 69.
+    const OUT: f32 = 12.0;
+
+    /// From each neuron's largest number.
+    fn of(largest: &[f32]) -> Self {
+        let mut sorted = largest.to_vec();
+        sorted.sort_by(f32::total_cmp);
+        let median = sorted.get(sorted.len() / 2).copied().unwrap_or_default();
+        let most = sorted.last().copied().unwrap_or_default();
+        if median <= 0.0 {
+            // Neurons that never fire say nothing.
+            return Self { divisors: vec![1.0; largest.len()], even: false };
+        }
+        let divisor =
+            |x: &f32| (0.5 * (x / median).log2()).round().exp2().clamp(Self::MOST.recip(), Self::MOST);
+        Self { divisors: largest.iter().map(divisor).collect(), even: most <= Self::OUT * median }
+    }
+}
+
 /// Runs the observing graph `file` of a bundle like `manifest`'s on the passes; `observed` are its outputs beside the
-/// latents: names and sizes.
-pub fn curvatures(
+/// latents: names and sizes. `divide` has neurons divided.
+pub fn see(
     file: &Path,
     manifest: &Manifest,
     observed: &[(String, usize)],
+    divide: bool,
     passes: &[Encoded],
     options: &SessionOptions,
-) -> Result<HashMap<String, Curvature>, ExportError> {
+) -> Result<Seen, ExportError> {
     let runs = |error: &dyn std::error::Error| ExportError::Runtime(error.to_string());
     let outputs = observed
         .iter()
@@ -104,23 +160,36 @@ pub fn curvatures(
         grams.par_iter_mut().zip(found).for_each(|(gram, tensor)| gram.add(&tensor.values));
     }
     drop(session);
-    let curvatures = observed.iter().zip(grams).map(|((name, size), mut gram)| {
+    let mut seen = Seen { curvatures: HashMap::new(), neurons: Vec::new() };
+    for ((name, size), mut gram) in observed.iter().zip(grams) {
         gram.multiply();
-        (name.clone(), Curvature::of(&gram.sum.into_raw_vec_and_offset().0, *size))
-    });
-    Ok(curvatures.collect())
+        if divide && name.ends_with(NEURONS) {
+            let neurons = Neurons::of(&gram.largest);
+            gram.divide(&neurons.divisors);
+            seen.neurons.push(neurons);
+        }
+        let curvature = Curvature::of(&gram.sum.into_raw_vec_and_offset().0, *size);
+        seen.curvatures.insert(name.clone(), curvature);
+    }
+    Ok(seen)
 }
 
-/// `X^T X` of the rows seen so far.
+/// `X^T X` of the rows seen so far, and the largest magnitude of each column.
 struct Gram {
     columns: usize,
     waiting: Vec<f32>,
     sum: Array2<f32>,
+    largest: Vec<f32>,
 }
 
 impl Gram {
     fn new(columns: usize) -> Self {
-        Self { columns, waiting: Vec::new(), sum: Array2::zeros((columns, columns)) }
+        Self {
+            columns,
+            waiting: Vec::new(),
+            sum: Array2::zeros((columns, columns)),
+            largest: vec![0.0; columns],
+        }
     }
 
     fn add(&mut self, rows: &[f32]) {
@@ -135,6 +204,50 @@ impl Gram {
         if let Ok(x) = ArrayView2::from_shape((rows, self.columns), &self.waiting) {
             general_mat_mul(1.0, &x.t(), &x, 1.0, &mut self.sum);
         }
+        for row in self.waiting.chunks_exact(self.columns.max(1)) {
+            self.largest.iter_mut().zip(row).for_each(|(most, x)| *most = most.max(x.abs()));
+        }
         self.waiting.clear();
+    }
+
+    /// As if every row had been divided before.
+    fn divide(&mut self, divisors: &[f32]) {
+        for ((i, j), sum) in self.sum.indexed_iter_mut() {
+            *sum /= divisors[i] * divisors[j];
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Divisors go into weights, which only powers of two cost nothing.
+    #[test]
+    fn neurons_are_divided_by_powers_of_two() {
+        // Five neurons around 1, one that reaches 9 times as far, one a ninth, and one that never fires.
+        let neurons = Neurons::of(&[1.0, 0.9, 1.1, 1.0, 1.2, 9.0, 0.111, 0.0]);
+        assert_eq!(neurons.divisors, [1.0, 1.0, 1.0, 1.0, 1.0, 4.0, 0.25, 0.25]);
+        assert!(neurons.even);
+        assert!(!Neurons::of(&[1.0, 1.0, 1.0, 13.0]).even);
+        let idle = Neurons::of(&[0.0; 4]);
+        assert_eq!((idle.divisors, idle.even), (vec![1.0; 4], false));
+    }
+
+    /// Weights are rounded by what they will read, not by what was seen.
+    #[test]
+    fn a_gram_matrix_is_divided_as_its_rows_are() {
+        let (rows, divisors) = ([3.0f32, -1.0, 4.0, 1.0, 5.0, -9.0], [2.0f32, 0.5, 4.0]);
+        let gram = |rows: &[f32]| {
+            let mut gram = Gram::new(3);
+            gram.add(rows);
+            gram.multiply();
+            gram
+        };
+        let mut seen = gram(&rows);
+        assert_eq!(seen.largest, [3.0, 5.0, 9.0]);
+        seen.divide(&divisors);
+        let divided: Vec<f32> = rows.iter().zip(divisors.iter().cycle()).map(|(x, d)| x / d).collect();
+        assert_eq!(seen.sum, gram(&divided).sum);
     }
 }

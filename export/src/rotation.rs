@@ -101,6 +101,8 @@ pub struct Turned {
     head: Rotation,
     /// Gains of each layer's two norms, which become part of the maps behind them.
     gains: Vec<[Vec<f32>; 2]>,
+    /// By layer, what each neuron of the feed-forward block is divided by before `down_proj`; none where none is.
+    neurons: Vec<Vec<f32>>,
 }
 
 /// One side of a linear map.
@@ -114,11 +116,19 @@ enum Side {
     Normed(usize),
     /// Heads one after the other.
     Heads,
+    /// The gated neurons of the layer's feed-forward block.
+    Neurons,
 }
 
 impl Turned {
-    /// Of a checkpoint whose names and shapes have been checked.
-    pub fn new(weights: &Weights, config: &DecoderConfig) -> Result<Self, ExportError> {
+    /// Of a checkpoint whose names and shapes have been checked. `neurons` are divisors by layer (SmoothQuant,
+    /// <https://arxiv.org/abs/2211.10438>, at the one place where no rotation can stand: behind the gate); fewer layers, or none,
+    /// leave the rest as they are.
+    pub fn new(
+        weights: &Weights,
+        config: &DecoderConfig,
+        neurons: Vec<Vec<f32>>,
+    ) -> Result<Self, ExportError> {
         let gain = |layer: usize, norm: &str| -> Result<Vec<f32>, WeightsError> {
             Ok(weights.f32(&format!("model.layers.{layer}.{norm}.weight"))?.1)
         };
@@ -129,6 +139,7 @@ impl Turned {
             stream: Rotation::new(config.hidden_size),
             head: Rotation::new(config.head_dim),
             gains: gains.collect::<Result<_, _>>()?,
+            neurons,
         })
     }
 
@@ -140,7 +151,9 @@ impl Turned {
         }
         let parts: Vec<&str> = name.split('.').collect();
         let ["model", "layers", layer, rest @ ..] = &parts[..] else { return };
-        let Some(gains) = layer.parse().ok().and_then(|layer: usize| self.gains.get(layer)) else { return };
+        let Ok(layer) = layer.parse::<usize>() else { return };
+        let Some(gains) = self.gains.get(layer) else { return };
+        let divisors = self.neurons.get(layer).map_or(&[][..], Vec::as_slice);
         let (projection, leaf) = match rest {
             ["input_layernorm" | "post_attention_layernorm", "weight"] => return values.fill(1.0),
             [_, projection, leaf] => (*projection, *leaf),
@@ -151,20 +164,26 @@ impl Turned {
             "q_proj" | "k_proj" => (Side::Normed(0), Side::Plain),
             "v_proj" => (Side::Normed(0), Side::Heads),
             "o_proj" => (Side::Heads, Side::Stream),
-            "gate_proj" | "up_proj" => (Side::Normed(1), Side::Plain),
-            "down_proj" => (Side::Plain, Side::Stream),
+            "gate_proj" => (Side::Normed(1), Side::Plain),
+            "up_proj" => (Side::Normed(1), Side::Neurons),
+            "down_proj" => (Side::Neurons, Side::Stream),
             _ => return,
         };
         let columns = if shape.len() == 2 { shape[1] } else { 1 };
         if matches!(leaf, "weight" | "lora_A") {
             for row in values.chunks_exact_mut(columns.max(1)) {
-                if let Side::Normed(norm) = input {
-                    row.iter_mut().zip(&gains[norm]).for_each(|(w, gain)| *w *= gain);
+                match input {
+                    Side::Normed(norm) => row.iter_mut().zip(&gains[norm]).for_each(|(w, gain)| *w *= gain),
+                    Side::Neurons => row.iter_mut().zip(divisors).for_each(|(w, divisor)| *w *= divisor),
+                    _ => {}
                 }
                 self.along(input, row);
             }
         }
-        if matches!(leaf, "weight" | "lora_B" | "bias") && output != Side::Plain {
+        if matches!(leaf, "weight" | "lora_B" | "bias") && output == Side::Neurons {
+            let rows = values.chunks_exact_mut(columns.max(1)).zip(divisors);
+            rows.for_each(|(row, divisor)| row.iter_mut().for_each(|w| *w /= divisor));
+        } else if matches!(leaf, "weight" | "lora_B" | "bias") && output != Side::Plain {
             let rows = values.len() / columns.max(1);
             let mut column = vec![0f32; rows];
             for place in 0..columns {
@@ -178,7 +197,7 @@ impl Turned {
 
     fn along(&self, side: Side, vector: &mut [f32]) {
         match side {
-            Side::Plain => {}
+            Side::Plain | Side::Neurons => {}
             Side::Stream | Side::Normed(_) => self.stream.apply(vector),
             Side::Heads => {
                 vector.chunks_exact_mut(self.head.size()).for_each(|head| self.head.apply(head));
@@ -214,5 +233,49 @@ mod tests {
             let most = huge.iter().fold(0f32, |most, x| most.max(x.abs()));
             assert!(most <= 1000.0 * SQRT_2 as f32 / (size as f32).sqrt() + 1e-3, "{size}: {most}");
         }
+    }
+
+    /// What divides a neuron must multiply whatever reads it, in the checkpoint as in an adapter of it.
+    #[test]
+    fn divided_neurons_leave_the_function() {
+        let of = |neurons: Vec<Vec<f32>>| Turned {
+            stream: Rotation::new(4),
+            head: Rotation::new(2),
+            gains: vec![[vec![1.0; 4], vec![0.5, 2.0, 1.5, 3.0]]],
+            neurons,
+        };
+        let (hidden, neurons, rank) = (4, 3, 2);
+        let tensor = |turned: &Turned, name: &str, shape: &[usize]| {
+            let size = shape.iter().product::<usize>();
+            let mut values: Vec<f32> = (0..size).map(|i| ((i * 31 + name.len()) % 17) as f32 - 8.0).collect();
+            turned.turn(&format!("model.layers.0.mlp.{name}"), shape, &mut values);
+            values
+        };
+        let map = |w: &[f32], x: &[f32]| -> Vec<f32> {
+            w.chunks_exact(x.len()).map(|row| row.iter().zip(x).map(|(w, x)| w * x).sum()).collect()
+        };
+        let x = [1.0, -2.0, 0.5, 3.0];
+        let feed_forward = |turned: &Turned| -> [Vec<f32>; 2] {
+            let branch = |leaf: &str, x: &[f32], rows: usize| {
+                let a = tensor(turned, &format!("{leaf}.lora_A.weight"), &[rank, x.len()]);
+                let b = tensor(turned, &format!("{leaf}.lora_B.weight"), &[rows, rank]);
+                map(&b, &map(&a, x))
+            };
+            let sum =
+                |a: Vec<f32>, b: Vec<f32>| -> Vec<f32> { a.iter().zip(b).map(|(a, b)| a + b).collect() };
+            let up = map(&tensor(turned, "up_proj.weight", &[neurons, hidden]), &x);
+            let up = sum(sum(up, tensor(turned, "up_proj.bias", &[neurons])), branch("up_proj", &x, neurons));
+            let down = map(&tensor(turned, "down_proj.weight", &[hidden, neurons]), &up);
+            let down = sum(down, branch("down_proj", &up, hidden));
+            [up, down]
+        };
+        let [up, down] = feed_forward(&of(Vec::new()));
+        let divisors = vec![4.0, 0.5, 2.0];
+        let [divided, same] = feed_forward(&of(vec![divisors.clone()]));
+        let expected: Vec<f32> = up.iter().zip(&divisors).map(|(up, divisor)| up / divisor).collect();
+        let near = |a: &[f32], b: &[f32]| a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-3);
+        assert!(near(&divided, &expected), "{divided:?} {expected:?}");
+        assert!(near(&same, &down), "{same:?} {down:?}");
+        assert!(!near(&up, &divided));
     }
 }

@@ -97,7 +97,8 @@ pub struct Source {
     pub adapter: Option<Box<QueryAdapter>>,
     /// Layers of the LLM whose maps have more bits than the others' ([`Precision::more`]).
     pub kept: KeptLayers,
-    /// Arithmetic of the layer that is being written.
+    /// The layer that is being written, and its arithmetic.
+    layer: usize,
     maps: Maps,
     /// Where inputs of maps are to be outputs of the graph: their keys and sizes so far.
     pub observed: Option<Vec<(String, usize)>>,
@@ -127,15 +128,18 @@ impl Source {
             turned: None,
             adapter: None,
             kept: KeptLayers::none(),
+            layer: 0,
             maps: Maps::of(precision),
             observed: None,
             read: HashSet::new(),
         }
     }
 
-    /// Has all tensors read in turned coordinates from now on, an adapter's as well.
+    /// Has all tensors read in turned coordinates from now on, an adapter's as well; with a calibration neurons are divided by
+    /// what it says.
     pub fn turn(&mut self, config: &DecoderConfig) -> Result<(), ExportError> {
-        let turned = Rc::new(Turned::new(&self.weights, config)?);
+        let neurons = self.calibration.as_ref().map(|calibration| calibration.divisors()).unwrap_or_default();
+        let turned = Rc::new(Turned::new(&self.weights, config, neurons)?);
         if let Some(adapter) = &mut self.adapter {
             adapter.turn(&turned);
         }
@@ -155,6 +159,7 @@ impl Source {
 
     /// What follows are this layer's maps.
     pub fn begin_layer(&mut self, index: usize) {
+        self.layer = index;
         self.maps = match (self.kept.floats.contains(&index), self.kept.more.contains(&index)) {
             (true, _) => Maps::Floats,
             (false, true) => Maps::more(self.precision, self.graph),
@@ -165,6 +170,11 @@ impl Source {
     /// Arithmetic of the layer that is being written.
     pub fn maps(&self) -> Maps {
         self.maps
+    }
+
+    /// Whether one activation scale serves all tokens' neurons in the layer that is being written.
+    pub fn has_even_neurons(&self) -> bool {
+        self.calibration.as_ref().is_some_and(|calibration| calibration.is_even(self.layer))
     }
 
     /// Whether ONNX Runtime's own operators may be used.

@@ -54,6 +54,7 @@ fn every_architecture_means_what_the_reference_means() {
                     four_bits: false,
                     query_adapter: false,
                     idle_layer: false,
+                    loud_neuron: 1.0,
                 });
                 fixture.options.graph = kind;
                 let manifest = export(&fixture.options).unwrap_or_else(|error| panic!("{name}: {error}"));
@@ -364,10 +365,12 @@ fn int8_is_near_small_and_deterministic() {
         let types = |out: &Path| {
             let nodes = graph(&out.join("encoder.onnx")).node;
             let count = |kind| nodes.iter().filter(|node| node.op_type.as_deref() == Some(kind)).count();
-            ["DynamicQuantizeLinear", "QuantizeLinear", "MatMulInteger", "MatMulIntegerToFloat"].map(count)
+            ["DynamicQuantizeLinear", "QuantizeLinear", "ReduceMax", "MatMulInteger", "MatMulIntegerToFloat"]
+                .map(count)
         };
-        // Three layers of four inputs and five maps: a scale for each token, and in the fused graph in `down_proj` only.
-        assert_eq!(types(&fixture.options.out), [0, 12, 15, 0], "{name}");
+        // Three layers of four inputs and five maps: a known scale behind the norms, otherwise one for each token, and in the fused
+        // graph in `down_proj` only.
+        assert_eq!(types(&fixture.options.out), [0, 12, 6, 15, 0], "{name}");
         if !fusible {
             continue;
         }
@@ -375,7 +378,43 @@ fn int8_is_near_small_and_deterministic() {
         fixture.options.out = fixture.options.out.with_file_name("fused");
         let fused = export(&fixture.options).unwrap_or_else(|error| panic!("{name}: {error}"));
         assert_eq!(fused.encoder.batching, Batching::OneAtATime);
-        assert_eq!(types(&fixture.options.out), [9, 3, 12, 3], "{name}");
+        assert_eq!(types(&fixture.options.out), [3, 9, 3, 3, 12], "{name}");
+    }
+}
+
+/// A neuron that reaches far beyond all others takes the steps of 8 bits from them, in its own and in every other token: with a
+/// calibration it is divided, and where that is not enough its layer keeps a scale for each token.
+#[test]
+fn loud_neurons_are_divided() {
+    if !onnxruntime() {
+        return;
+    }
+    for (name, config) in configs().into_iter().filter(|(_, config)| takes_fused(config)) {
+        let mut cosines = Vec::new();
+        for (loud_neuron, calibrated) in [(1.0, true), (60.0, false), (60.0, true)] {
+            let mut fixture = Fixture::new(&Plan { config: config.clone(), loud_neuron, ..Plan::llama() });
+            fixture.options.precision = Precision::Int8;
+            fixture.options.allow_degraded = true;
+            fixture.options.calibration = calibrated.then(|| fixture.write_data());
+            fixture.options.keep = KeepLayers::These(KeptLayers::none());
+            let manifest = export(&fixture.options).unwrap_or_else(|error| panic!("{name}: {error}"));
+            cosines.push(parity(&manifest, "embedding_cosine_min"));
+            let encoder = graph(&fixture.options.out.join("encoder.onnx"));
+            let per_token = |name: &&str| name.ends_with("/down_proj/activation/ReduceMax");
+            let layers: Vec<&str> = node_names(&encoder)
+                .into_iter()
+                .filter(per_token)
+                .filter_map(|name| name.split('/').nth(2))
+                .collect();
+            let expected: &[&str] = match (calibrated, loud_neuron > 1.0) {
+                (false, _) => &["layers.0", "layers.1", "layers.2"],
+                (true, true) => &["layers.1"],
+                (true, false) => &[],
+            };
+            assert_eq!(layers, expected, "{name}");
+        }
+        let [_, plain, divided] = cosines[..] else { panic!("{cosines:?}") };
+        assert!(1.0 - divided < 0.7 * (1.0 - plain), "{name}: {cosines:?}");
     }
 }
 

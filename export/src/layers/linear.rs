@@ -30,7 +30,7 @@ impl Scale {
     fn of(name: &str, source: &Source) -> Self {
         match name {
             "qkv_proj" | "gate_proj" | "up_proj" if source.turned().is_some() => Self::Known,
-            "down_proj" => Self::Token,
+            "down_proj" if !source.has_even_neurons() => Self::Token,
             _ if source.fused() => Self::Whole,
             _ => Self::Token,
         }

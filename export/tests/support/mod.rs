@@ -83,6 +83,9 @@ pub struct Plan {
     pub query_adapter: bool,
     /// Whether layer 1's feed-forward block gives nothing: what its `down_proj` reads is zeros.
     pub idle_layer: bool,
+    /// How many times as far as its own weights would have it one neuron of layer 1's feed-forward block reaches, 1 if none does;
+    /// what reads it makes up for it.
+    pub loud_neuron: f32,
 }
 
 impl Plan {
@@ -97,6 +100,7 @@ impl Plan {
             four_bits: false,
             query_adapter: false,
             idle_layer: false,
+            loud_neuron: 1.0,
         }
     }
 }
@@ -118,6 +122,16 @@ pub fn write_student(dir: &Path, plan: &Plan) {
             let mut numbers: Vec<f32> = numbers.collect();
             if plan.idle_layer && name.starts_with("model.layers.1.mlp.up_proj") {
                 numbers.fill(0.0);
+            }
+            match name.strip_prefix("model.layers.1.mlp.") {
+                Some("up_proj.weight") => {
+                    numbers[..shape[1]].iter_mut().for_each(|w| *w *= plan.loud_neuron);
+                }
+                Some("up_proj.bias") => numbers[0] *= plan.loud_neuron,
+                Some("down_proj.weight") => {
+                    numbers.iter_mut().step_by(shape[1]).for_each(|w| *w /= plan.loud_neuron);
+                }
+                _ => {}
             }
             if plan.four_bits && shape.len() == 2 {
                 numbers = through_four_bits(&shape, numbers);
