@@ -6,7 +6,7 @@ mod support;
 
 use export::bundle::{KeepLayers, Options};
 use export::keep::KeptLayers;
-use export::onnx::{GraphProto, ModelProto};
+use export::onnx::{DataType, GraphProto, ModelProto};
 use export::ranking::RankingData;
 use export::reranker::{self, RerankerOptions};
 use models::manifest::{Batching, GraphKind, Manifest, Precision};
@@ -176,6 +176,32 @@ fn calibration_brings_few_bits_nearer() {
     left.sort();
     assert_eq!(left, ["again", "bundle", "calibrated"]);
     assert!(!fixture.options.out.join("observed.onnx").exists());
+}
+
+/// A layer that is kept from few bits computes in fp32 and is half as large: nearer by as much as fp32, at 16 bits a weight.
+#[test]
+fn kept_layers_are_stored_in_halves() {
+    if !onnxruntime() {
+        return;
+    }
+    for kind in [GraphKind::Fused, GraphKind::Portable] {
+        let mut fixture = Fixture::new(&Plan::llama());
+        fixture.options.graph = kind;
+        fixture.options.precision = Precision::Int8;
+        fixture.options.allow_degraded = true;
+        fixture.options.keep = KeepLayers::These(KeptLayers::parse("0:fp32,1:fp32,2:fp32").unwrap());
+        let manifest = export(&fixture.options).unwrap();
+        // What is left is the token table in 8 bits.
+        assert!(parity(&manifest, "embedding_cosine_min") > 0.999_5, "{kind:?}: {}", manifest.parity);
+        let encoder = graph(&fixture.options.out.join("encoder.onnx"));
+        let maps: Vec<_> = encoder
+            .initializer
+            .iter()
+            .filter(|tensor| tensor.name.as_deref().is_some_and(|name| name.ends_with("_proj.weight")))
+            .map(|tensor| tensor.data_type)
+            .collect();
+        assert_eq!(maps, vec![Some(DataType::Float16 as i32); 15], "{kind:?}");
+    }
 }
 
 /// Layers that few bits cost too much must be found, be said, and make the bundle hold what it missed; nobody pays for more bits

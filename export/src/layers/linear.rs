@@ -7,6 +7,7 @@ use crate::graph::{Data, Dim, Graph, Scope, Value};
 use crate::onnx::{AttributeProto, DataType};
 use crate::quantise::{self, Bits};
 use crate::source::{Maps, Matrix, Source, transpose};
+use models::manifest::Precision;
 
 /// How an activation gets its 8 bits.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -194,9 +195,11 @@ fn map(
 }
 
 /// ```text
-/// x [.., K] ── MatMul ── [.., N]
-/// W^T [K, N] ──┘
+/// x [.., K] ──────────── MatMul ── [.., N]
+/// W^T [K, N] ── (Cast) ────┘
 /// ```
+/// Beside maps of few bits a weight is stored in half precision, whose rounding is a twentieth of theirs, and made f32 when the
+/// graph is loaded.
 fn float(
     g: &mut Graph,
     scope: &Scope,
@@ -206,7 +209,16 @@ fn float(
 ) -> Result<Value, ExportError> {
     let turned = weight.transposed();
     let shape = [weight.columns, weight.rows];
-    let w = g.initializer(&scope.key("weight"), &shape, source.activation(&turned))?;
+    let w = match source.precision {
+        Precision::Fp32 | Precision::Fp16 => {
+            g.initializer(&scope.key("weight"), &shape, source.activation(&turned))?
+        }
+        Precision::Int8 | Precision::Int4 => {
+            let w = g.initializer(&scope.key("weight"), &shape, Data::F16(&turned))?;
+            let to = AttributeProto::int("to", DataType::Float as i64);
+            g.op_with(&scope.child("weight"), "Cast", &[&w], [to])?
+        }
+    };
     g.op(scope, "MatMul", &[x, &w])
 }
 
