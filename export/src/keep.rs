@@ -6,6 +6,7 @@ use models::beir::BeirData;
 use models::manifest::Precision;
 use runtime::session::SessionOptions;
 use std::collections::BTreeSet;
+use std::ops::RangeInclusive;
 use std::path::Path;
 
 /// Queries and documents by which layers are put in order: enough to tell large errors from small ones.
@@ -121,7 +122,7 @@ impl Search<'_> {
             }
             let order = self.worst_first(&mut write, |layer| KeptLayers::more([layer]))?;
             let kept = |n: usize| KeptLayers::more(order[..n].iter().copied());
-            return self.fewest(all, enough, |n| judge(kept(n), &mut write));
+            return self.fewest(all, 1..=self.layers, &enough, |n| judge(kept(n), &mut write));
         }
         if !self.between {
             return Ok(all);
@@ -133,7 +134,12 @@ impl Search<'_> {
         }
         let enough = self.enough(&floats);
         let order = self.worst_first(&mut write, |layer| most(&[layer]))?;
-        self.fewest(floats, enough, |n| judge(most(&order[..n]), &mut write))
+        let found =
+            self.fewest(floats, 1..=self.layers, &enough, |n| judge(most(&order[..n]), &mut write))?;
+        // Then some of the others may do without blocks.
+        let (floats, rest) = order.split_at(found.layers.floats.len());
+        let kept = |n: usize| KeptLayers::more(rest[..n].iter().copied()).with_floats(floats.iter().copied());
+        self.fewest(found, 0..=rest.len(), &enough, |n| judge(kept(n), &mut write))
     }
 
     /// When a ranking is good enough: with something to spare, where `most` layers in more bits have it.
@@ -142,21 +148,23 @@ impl Search<'_> {
         move |kept| kept.proof.holds() && (!spare || kept.proof.has_to_spare(precision))
     }
 
-    /// The fewest layers that hold the ranking; `all` does. More hold what fewer hold, as good as always: bisection finds
-    /// the edge.
+    /// The fewest layers, of so many, that hold the ranking; `all`, the most of them, does. More hold what fewer hold, as good as
+    /// always: bisection finds the edge.
     fn fewest(
         &self,
         all: Kept,
+        numbers: RangeInclusive<usize>,
         enough: impl Fn(&Kept) -> bool,
         mut judge: impl FnMut(usize) -> Result<Kept, ExportError>,
     ) -> Result<Kept, ExportError> {
-        let (mut fails, mut n, mut holds) = (0, self.layers, all);
-        while n - fails > 1 {
-            let middle = usize::midpoint(fails, n);
+        let (mut least, mut n) = numbers.into_inner();
+        let mut holds = all;
+        while least < n {
+            let middle = usize::midpoint(least, n);
             let found = judge(middle)?;
             match enough(&found) {
                 true => (n, holds) = (middle, found),
-                false => fails = middle,
+                false => least = middle + 1,
             }
         }
         Ok(holds)
