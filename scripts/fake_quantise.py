@@ -30,8 +30,10 @@ class Student:
         self.latents = manifest["predictor"]["latents"]["layers"]
         self.prefixes = manifest["encoder"]["prefixes"]
         self.prompt = len(self.prefixes[0])
+        assert all(len(prefix) == self.prompt for prefix in self.prefixes), "prompts of different lengths"
+        assert max(self.latents) < config["num_hidden_layers"], "the library norms the last layer's states"
         # Of the layer behind the deepest latent nothing is used; without it the library norms the last hidden state.
-        depth = min(config["num_hidden_layers"], max(self.latents) + 1)
+        depth = max(self.latents) + 1
         self.model = LlamaModel(LlamaConfig(**{**config, "num_hidden_layers": depth})).eval()
         weights = load_file(args.student / "model.safetensors")
         known = self.model.state_dict()

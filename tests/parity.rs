@@ -616,7 +616,8 @@ fn scores_are_the_same_in_libtorch_folded_and_in_the_graph() {
 }
 
 /// Were activations rounded by one scale for a whole batch, a document's vector would depend on what was indexed with it.
-/// The fused graph has one scale for a text and reads texts alone, the portable one has a scale for each token.
+/// The fused graph has scales for a whole text and reads texts alone, no scale of the portable one is shared by tokens unless it was
+/// known beforehand.
 #[test]
 fn eight_bit_embeddings_do_not_depend_on_their_neighbours() {
     let graphs = [

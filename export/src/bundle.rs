@@ -43,7 +43,7 @@ pub struct Options {
     pub graph: GraphKind,
     /// Whether a bundle that breaks the parity limits is written all the same.
     pub allow_degraded: bool,
-    /// Data set whose texts decide how weights are rounded.
+    /// Data set whose texts decide how weights are rounded and, in int8, which neurons are divided.
     pub calibration: Option<PathBuf>,
     /// Layers that get more bits.
     pub keep: KeepLayers,
@@ -54,7 +54,7 @@ pub struct Options {
 }
 
 impl Options {
-    /// Whether the graph is written in turned coordinates. One scale for a whole activation gains by it always, blocks only where
+    /// Whether the graph is written in turned coordinates. What has one scale for a whole row gains by it always, blocks only where
     /// weights are rounded with regard to each other: on home-robot 4 bits then lose 0.006 instead of 0.019 of nDCG@10, and
     /// without calibration 0.080 instead of 0.067.
     fn turned(&self) -> bool {
@@ -139,12 +139,11 @@ impl Student {
         calibration: Option<&Rc<Calibration>>,
     ) -> Result<Source, ExportError> {
         let mut source = Source::open_llm(&self.dir, &self.config, precision, graph)?;
-        source.calibration = calibration.cloned();
         if let Some(adapter) = &self.student.query_adapter {
             source.adapter = Some(Box::new(QueryAdapter::open(&self.dir, adapter)?));
         }
         if turned {
-            source.turn(&self.config)?;
+            source.turn(&self.config, calibration.cloned())?;
         }
         Ok(source)
     }

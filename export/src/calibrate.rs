@@ -1,5 +1,6 @@
 //! What the maps of an encoder read: texts of a data set go through the fp32 graph, whose maps' inputs are outputs here, and
-//! their Gram matrices say how weights are best rounded ([`crate::gptq`]).
+//! their Gram matrices say how weights are best rounded ([`crate::gptq`]); in int8 also how far each neuron reaches, and what it is
+//! divided by ([`Neurons`]).
 
 use crate::error::ExportError;
 use crate::gptq::Curvature;

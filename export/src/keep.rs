@@ -122,7 +122,7 @@ impl Search<'_> {
             }
             let order = self.worst_first(&mut write, |layer| KeptLayers::more([layer]))?;
             let kept = |n: usize| KeptLayers::more(order[..n].iter().copied());
-            return self.fewest(all, 1..=self.layers, &enough, |n| judge(kept(n), &mut write));
+            return fewest(all, 1..=self.layers, &enough, |n| judge(kept(n), &mut write));
         }
         if !self.between {
             return Ok(all);
@@ -134,40 +134,17 @@ impl Search<'_> {
         }
         let enough = self.enough(&floats);
         let order = self.worst_first(&mut write, |layer| most(&[layer]))?;
-        let found =
-            self.fewest(floats, 1..=self.layers, &enough, |n| judge(most(&order[..n]), &mut write))?;
-        // Then some of the others may do without blocks.
+        let found = fewest(floats, 1..=self.layers, &enough, |n| judge(most(&order[..n]), &mut write))?;
+        // Then some of the others may do without blocks; those that gain little by fp32 come last here as well.
         let (floats, rest) = order.split_at(found.layers.floats.len());
         let kept = |n: usize| KeptLayers::more(rest[..n].iter().copied()).with_floats(floats.iter().copied());
-        self.fewest(found, 0..=rest.len(), &enough, |n| judge(kept(n), &mut write))
+        fewest(found, 0..=rest.len(), &enough, |n| judge(kept(n), &mut write))
     }
 
     /// When a ranking is good enough: with something to spare, where `most` layers in more bits have it.
     fn enough(&self, most: &Kept) -> impl Fn(&Kept) -> bool + use<> {
         let (precision, spare) = (self.precision, most.proof.has_to_spare(self.precision));
         move |kept| kept.proof.holds() && (!spare || kept.proof.has_to_spare(precision))
-    }
-
-    /// The fewest layers, of so many, that hold the ranking; `all`, the most of them, does. More hold what fewer hold, as good as
-    /// always: bisection finds the edge.
-    fn fewest(
-        &self,
-        all: Kept,
-        numbers: RangeInclusive<usize>,
-        enough: impl Fn(&Kept) -> bool,
-        mut judge: impl FnMut(usize) -> Result<Kept, ExportError>,
-    ) -> Result<Kept, ExportError> {
-        let (mut least, mut n) = numbers.into_inner();
-        let mut holds = all;
-        while least < n {
-            let middle = usize::midpoint(least, n);
-            let found = judge(middle)?;
-            match enough(&found) {
-                true => (n, holds) = (middle, found),
-                false => least = middle + 1,
-            }
-        }
-        Ok(holds)
     }
 
     /// Layers, the one first that brings the scores nearest to those of fp32 when it alone is kept as `one` says.
@@ -195,6 +172,27 @@ impl Search<'_> {
     }
 }
 
+/// What is found with the fewest, of so many, that is enough; `all` is what was found with the most of them, and is. More are
+/// enough where fewer are, as good as always: bisection finds the edge.
+fn fewest<T>(
+    all: T,
+    numbers: RangeInclusive<usize>,
+    enough: impl Fn(&T) -> bool,
+    mut judge: impl FnMut(usize) -> Result<T, ExportError>,
+) -> Result<T, ExportError> {
+    let (mut least, mut n) = numbers.into_inner();
+    let mut holds = all;
+    while least < n {
+        let middle = usize::midpoint(least, n);
+        let found = judge(middle)?;
+        match enough(&found) {
+            true => (n, holds) = (middle, found),
+            false => least = middle + 1,
+        }
+    }
+    Ok(holds)
+}
+
 /// Squared distance of the scores, less what all of a query's scores have in common: it moves no ranking.
 fn distance(before: &Scores, after: &Scores) -> f64 {
     let of_query = |(before, after): (&Vec<f32>, &Vec<f32>)| {
@@ -218,6 +216,17 @@ mod tests {
         assert_eq!(KeptLayers::parse("none"), Some(KeptLayers::none()));
         for wrong in ["", "1,", "a", "1:fp16", "-1"] {
             assert_eq!(KeptLayers::parse(wrong), None, "{wrong}");
+        }
+    }
+
+    /// One layer too many is time and space that every robot pays; one too few is a ranking that was promised.
+    #[test]
+    fn the_edge_is_found() {
+        for (least, most) in [(0, 0), (1, 1), (0, 1), (0, 6), (1, 24)] {
+            for edge in least..=most {
+                let found = fewest(most, least..=most, |n| *n >= edge, Ok).unwrap();
+                assert_eq!(found, edge, "of {least} to {most}");
+            }
         }
     }
 

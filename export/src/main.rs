@@ -33,8 +33,8 @@ struct Args {
     /// Operators of the encoder
     #[arg(long, value_enum, default_value_t = GraphArg::Fused)]
     graph: GraphArg,
-    /// Data set in BEIR layout whose texts decide how int8 and int4 weights are rounded (GPTQ), and whose dev queries decide
-    /// which layers get more bits (minutes)
+    /// Data set in BEIR layout whose texts decide how int8 and int4 weights are rounded (GPTQ) and, in int8, which neurons are
+    /// divided, and whose dev queries decide which layers get more bits (minutes)
     #[arg(long, value_name = "DIR")]
     calibrate: Option<PathBuf>,
     /// Layers that get more bits, counted from 0: `0,1,7:fp32` has 8 bits in blocks in two and fp32 in one; or `none`

@@ -86,7 +86,7 @@ fn whole(w: f32, scale: f32) -> f32 {
 /// Rounding may add a half to either of a pair: one less than [`PAIR`] is what they are scaled to.
 fn pair_scale(row: &[f32]) -> f32 {
     let most = row.chunks(2).fold(largest(row), |most, pair| match pair {
-        [a, b] if a * b > 0.0 => most.max((a + b).abs()),
+        [a, b] if (*a > 0.0) == (*b > 0.0) => most.max((a + b).abs()),
         _ => most,
     });
     usable(most / EIGHT_BITS.min(PAIR - 1.0))

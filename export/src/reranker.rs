@@ -139,7 +139,7 @@ pub fn export(options: &RerankerOptions, say: &mut dyn FnMut(&str)) -> Result<Re
 
     let mut source = Source::open_llm(teacher, &config, options.precision, options.graph)?;
     if matches!(options.precision, Precision::Int8 | Precision::Int4) {
-        source.turn(&config)?;
+        source.turn(&config, None)?;
     }
     let prefix = prompter.before_read();
     let states =

@@ -4,6 +4,7 @@
 //! steps. A rotation of the stream changes nothing (RMS norm sees lengths only, once its gain is part of the maps
 //! behind it), can be multiplied into the weights for good, and spreads those channels over all
 //! (QuaRot, <https://arxiv.org/abs/2404.00456>). What attention hands to `o_proj` is turned likewise, head by head.
+//! No rotation can stand behind the gate of a feed-forward block: neurons there are divided instead, where a calibration says so.
 //! Latents are turned back at the end, one row for each text.
 
 use crate::error::ExportError;

@@ -53,10 +53,10 @@ pub fn transpose<T: Copy + Default>(values: &[T], rows: usize, columns: usize) -
 pub enum Maps {
     /// As the graph's activations are: f32 or f16.
     Floats,
-    /// 8 bits, weights with a scale for each row, activations with one for all (the standard's operators).
+    /// 8 bits, weights with a scale for each row, activations as their place asks for (`layers/linear.rs`).
     Bytes,
-    /// 8 bits, weights and activations with a scale for each block of a row (ONNX Runtime's operator): four times the
-    /// precision at twice the time.
+    /// 8 bits, weights and activations with a scale for each block of a row (ONNX Runtime's operator): twice the precision at
+    /// twice the time.
     ByteBlocks,
     /// 4 bits for weights and 8 for activations, in blocks.
     HalfBytes,
@@ -90,7 +90,7 @@ pub struct Source {
     /// What quantisation has cost so far.
     pub errors: ErrorReport,
     /// What the maps read: weights are rounded by it.
-    pub calibration: Option<Rc<Calibration>>,
+    calibration: Option<Rc<Calibration>>,
     /// The coordinates that the LLM is written in, where they are not its own.
     turned: Option<Rc<Turned>>,
     /// Branches that queries take.
@@ -135,10 +135,15 @@ impl Source {
         }
     }
 
-    /// Has all tensors read in turned coordinates from now on, an adapter's as well; with a calibration neurons are divided by
-    /// what it says.
-    pub fn turn(&mut self, config: &DecoderConfig) -> Result<(), ExportError> {
-        let neurons = self.calibration.as_ref().map(|calibration| calibration.divisors()).unwrap_or_default();
+    /// Has all tensors read in turned coordinates from now on, an adapter's as well; with a calibration, which was made in
+    /// turned coordinates, weights are rounded and neurons divided by what it says.
+    pub fn turn(
+        &mut self,
+        config: &DecoderConfig,
+        calibration: Option<Rc<Calibration>>,
+    ) -> Result<(), ExportError> {
+        let neurons = calibration.as_ref().map(|calibration| calibration.divisors()).unwrap_or_default();
+        self.calibration = calibration;
         let turned = Rc::new(Turned::new(&self.weights, config, neurons)?);
         if let Some(adapter) = &mut self.adapter {
             adapter.turn(&turned);
@@ -170,6 +175,11 @@ impl Source {
     /// Arithmetic of the layer that is being written.
     pub fn maps(&self) -> Maps {
         self.maps
+    }
+
+    /// What the maps read, where it was looked at.
+    pub fn calibration(&self) -> Option<&Calibration> {
+        self.calibration.as_deref()
     }
 
     /// Whether one activation scale serves all tokens' neurons in the layer that is being written.

@@ -112,8 +112,8 @@ pub enum GraphKind {
 pub enum Batching {
     /// An embedding does not depend on what shares its batch.
     Free,
-    /// Texts must be encoded one at a time, unpadded: in fused graphs int8 has one activation scale per tensor, and attention
-    /// continues one prefix only.
+    /// Texts must be encoded one at a time, unpadded: in fused graphs int8 has some activation scales for all that is read,
+    /// and attention continues one prefix only.
     OneAtATime,
 }
 

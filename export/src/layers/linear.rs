@@ -7,6 +7,7 @@ use crate::graph::{Data, Dim, Graph, Scope, Value};
 use crate::onnx::{AttributeProto, DataType};
 use crate::quantise::{self, Bits};
 use crate::source::{Maps, Matrix, Source, transpose};
+use half::f16;
 use models::manifest::Precision;
 
 /// How an activation gets its 8 bits.
@@ -24,9 +25,9 @@ impl Scale {
     /// For the input of the map `name`.
     ///
     /// The input of `down_proj` is a product of two activations, and some tokens' are far larger than others'. Root mean
-    /// square error of a latent in units of its deviation, on 60 texts through 24 layers of a SmolLM2-135M: one scale there
-    /// 0.22, for each token 0.058; at `o_proj` 0.013 and 0.009, before `qkv_proj`, `gate_proj` and `up_proj` 0.026, 0.022
-    /// and, known beforehand, 0.028.
+    /// square error of a latent in units of its deviation, on 60 texts through 24 layers of a SmolLM2-135M
+    /// (`scripts/fake_quantise.py`): one scale there 0.21, for each token 0.057; at `o_proj` 0.013 and 0.008, before `qkv_proj`,
+    /// `gate_proj` and `up_proj` 0.025, 0.022 and, known beforehand, 0.027.
     /// Portable graphs are for batches: no text is rounded by its neighbours' numbers there.
     fn of(name: &str, source: &Source) -> Self {
         match name {
@@ -40,7 +41,7 @@ impl Scale {
 
 /// What 8 bits reach to where a norm stands before a map and coordinates are turned: a token's numbers then have a root mean
 /// square of 1 and no outliers. The largest is 2.9 in the median token of a SmolLM2-135M, 3.8 in 99 of 100, 5.1 at most; reaches
-/// of 3.5, 4, 4.5 and 5 cost 0.029, 0.028, 0.031 and 0.035 (as above).
+/// of 3.5, 4, 4.5 and 5 cost 0.028, 0.027, 0.030 and 0.033 (as above).
 const REACH: f32 = 4.0;
 
 /// One map, called by its checkpoint name: `scope` is the block it belongs to.
@@ -198,8 +199,8 @@ fn map(
 /// x [.., K] ──────────── MatMul ── [.., N]
 /// W^T [K, N] ── (Cast) ────┘
 /// ```
-/// Beside maps of few bits a weight is stored in half precision, whose rounding is a twentieth of theirs, and made f32 when the
-/// graph is loaded.
+/// Beside maps of few bits weights are stored in half precision where it reaches that far, whose rounding is a twentieth of
+/// theirs or less, and made f32 when the graph is loaded.
 fn float(
     g: &mut Graph,
     scope: &Scope,
@@ -209,15 +210,14 @@ fn float(
 ) -> Result<Value, ExportError> {
     let turned = weight.transposed();
     let shape = [weight.columns, weight.rows];
+    let key = scope.key("weight");
     let w = match source.precision {
-        Precision::Fp32 | Precision::Fp16 => {
-            g.initializer(&scope.key("weight"), &shape, source.activation(&turned))?
-        }
-        Precision::Int8 | Precision::Int4 => {
-            let w = g.initializer(&scope.key("weight"), &shape, Data::F16(&turned))?;
+        Precision::Int8 | Precision::Int4 if turned.iter().all(|w| w.abs() <= f16::MAX.to_f32()) => {
+            let w = g.initializer(&key, &shape, Data::F16(&turned))?;
             let to = AttributeProto::int("to", DataType::Float as i64);
             g.op_with(&scope.child("weight"), "Cast", &[&w], [to])?
         }
+        _ => g.initializer(&key, &shape, source.activation(&turned))?,
     };
     g.op(scope, "MatMul", &[x, &w])
 }
@@ -233,7 +233,7 @@ fn int8(
     weight: &Matrix,
     input: &mut Input,
 ) -> Result<Value, ExportError> {
-    let quantised = match source.calibration.as_ref().zip(input.key.as_ref()) {
+    let quantised = match source.calibration().zip(input.key.as_ref()) {
         Some((calibration, input)) => calibration.int8(&scope.key("weight"), input, weight),
         None => quantise::in_pairs(weight).into(),
     };
@@ -318,7 +318,7 @@ fn in_blocks(
     input: &Input,
     bits: Bits,
 ) -> Result<Value, ExportError> {
-    let quantised = match source.calibration.as_ref().zip(input.key.as_ref()) {
+    let quantised = match source.calibration().zip(input.key.as_ref()) {
         Some((calibration, input)) => calibration.blocks(&scope.key("weight"), input, weight, bits),
         None => quantise::in_blocks(weight, bits).into(),
     };
