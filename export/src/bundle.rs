@@ -456,7 +456,9 @@ fn calibrate(
     let mut graph = Graph::with_external_data("observed", &weights)?;
     encoder(&mut graph, &mut source, config, &student.student, student.max_tokens, prefix)?;
     graph.finish(&file)?;
-    let observed = source.observed.unwrap_or_default();
+    let observed = source.observed.take().unwrap_or_default();
+    // The checkpoint's file need not lie in memory beside the graph's.
+    drop(source);
     let passes = calibrate::passes(data, &Prompter::open(&student.dir)?, student.student.residual)?;
     let manifest = student.manifest(Precision::Fp32, GraphKind::Fused);
     // Blocks of 4 bits lose more in the weights than their activations gain.

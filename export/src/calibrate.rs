@@ -10,7 +10,7 @@ use models::beir::{BeirData, Document, Query};
 use models::manifest::Manifest;
 use models::prompt::{Encoded, Prompter};
 use models::student::Residual;
-use ndarray::{Array2, ArrayView2, linalg::general_mat_mul};
+use ndarray::{Array2, ArrayView2, linalg::general_mat_mul, s};
 use rayon::prelude::*;
 use runtime::encoder::{Inputs, Row, ports};
 use runtime::session::{Element, Port, Session, SessionOptions};
@@ -23,7 +23,9 @@ use std::rc::Rc;
 /// Queries and documents that are looked at, of each.
 const TEXTS: usize = 128;
 /// Tokens that are gathered before they are multiplied: a product of few is bound by memory.
-const TOKENS_AT_ONCE: usize = 512;
+const TOKENS_AT_ONCE: usize = 128;
+/// Columns that are multiplied with each other at once.
+const COLUMNS_AT_ONCE: usize = 192;
 
 /// What maps read, and their weights rounded by it, each once: the same weights go into several graphs while layers that need more
 /// bits are searched for.
@@ -161,16 +163,18 @@ pub fn see(
         grams.par_iter_mut().zip(found).for_each(|(gram, tensor)| gram.add(&tensor.values));
     }
     drop(session);
-    let mut seen = Seen { curvatures: HashMap::new(), neurons: Vec::new() };
-    for ((name, size), mut gram) in observed.iter().zip(grams) {
+    let looked_at = observed.par_iter().zip(grams).map(|((name, size), mut gram)| {
         gram.multiply();
-        if divide && name.ends_with(NEURONS) {
-            let neurons = Neurons::of(&gram.largest);
+        let neurons = (divide && name.ends_with(NEURONS)).then(|| Neurons::of(&gram.largest));
+        if let Some(neurons) = &neurons {
             gram.divide(&neurons.divisors);
-            seen.neurons.push(neurons);
         }
-        let curvature = Curvature::of(&gram.sum.into_raw_vec_and_offset().0, *size);
-        seen.curvatures.insert(name.clone(), curvature);
+        (name.clone(), neurons, Curvature::of(&gram.sum.into_raw_vec_and_offset().0, *size))
+    });
+    let mut seen = Seen { curvatures: HashMap::new(), neurons: Vec::new() };
+    for (name, neurons, curvature) in looked_at.collect::<Vec<_>>() {
+        seen.neurons.extend(neurons);
+        seen.curvatures.insert(name, curvature);
     }
     Ok(seen)
 }
@@ -179,6 +183,7 @@ pub fn see(
 struct Gram {
     columns: usize,
     waiting: Vec<f32>,
+    /// The diagonal and what is above it; what is below is the same and left out by blocks.
     sum: Array2<f32>,
     largest: Vec<f32>,
 }
@@ -203,7 +208,17 @@ impl Gram {
     fn multiply(&mut self) {
         let rows = self.waiting.len() / self.columns.max(1);
         if let Ok(x) = ArrayView2::from_shape((rows, self.columns), &self.waiting) {
-            general_mat_mul(1.0, &x.t(), &x, 1.0, &mut self.sum);
+            let blocks: Vec<_> = (0..self.columns)
+                .step_by(COLUMNS_AT_ONCE)
+                .map(|start| start..self.columns.min(start + COLUMNS_AT_ONCE))
+                .collect();
+            for (i, above) in blocks.iter().enumerate() {
+                let left = x.slice(s![.., above.clone()]);
+                for beside in &blocks[i..] {
+                    let mut sum = self.sum.slice_mut(s![above.clone(), beside.clone()]);
+                    general_mat_mul(1.0, &left.t(), &x.slice(s![.., beside.clone()]), 1.0, &mut sum);
+                }
+            }
         }
         for row in self.waiting.chunks_exact(self.columns.max(1)) {
             self.largest.iter_mut().zip(row).for_each(|(most, x)| *most = most.max(x.abs()));
@@ -233,6 +248,22 @@ mod tests {
         assert!(!Neurons::of(&[1.0, 1.0, 1.0, 13.0]).even);
         let idle = Neurons::of(&[0.0; 4]);
         assert_eq!((idle.divisors, idle.even), (vec![1.0; 4], false));
+    }
+
+    /// A block that is left out above the diagonal would leave weights without a say in each other's rounding.
+    #[test]
+    fn a_gram_matrix_is_whole_above_its_diagonal() {
+        let (columns, rows) = (2 * COLUMNS_AT_ONCE + 7, TOKENS_AT_ONCE + 3);
+        let x: Vec<f32> = (0..rows * columns).map(|i| ((i * 7919) % 13) as f32 - 6.0).collect();
+        let mut gram = Gram::new(columns);
+        x.chunks(5 * columns).for_each(|rows| gram.add(rows));
+        gram.multiply();
+        for i in (0..columns).step_by(11) {
+            for j in i..columns {
+                let sum: f32 = x.chunks_exact(columns).map(|row| row[i] * row[j]).sum();
+                assert_eq!(gram.sum[[i, j]], sum, "{i}, {j}");
+            }
+        }
     }
 
     /// Weights are rounded by what they will read, not by what was seen.

@@ -16,12 +16,12 @@ const ROWS: usize = 8;
 #[derive(Debug, Clone)]
 pub struct Curvature {
     columns: usize,
-    /// U, `[columns, columns]`, row-major; below the diagonal unused.
+    /// U by rows, each from its diagonal on: it is upper triangular, and all maps' together would be a model's size.
     inverse_root: Vec<f32>,
 }
 
 impl Curvature {
-    /// From the Gram matrix of the inputs, `[columns, columns]`.
+    /// From the Gram matrix of the inputs, `[columns, columns]`, of which the upper triangle is read.
     pub fn of(gram: &[f32], columns: usize) -> Self {
         let n = columns;
         let mean = (0..n).map(|i| f64::from(gram[i * n + i])).sum::<f64>() / n.max(1) as f64;
@@ -42,7 +42,6 @@ impl Curvature {
             }
         }
         // U = R^-1, upper triangular as well: U R = 1, row by row.
-        let mut inverse_root = vec![0f32; n * n];
         let rows: Vec<Vec<f32>> = (0..n)
             .into_par_iter()
             .map(|i| {
@@ -60,13 +59,16 @@ impl Curvature {
                         .zip(&root[k * n + k + 1..(k + 1) * n])
                         .for_each(|(p, r)| *p += u * r);
                 }
-                row.into_iter().map(|u| u as f32).collect()
+                row[i..].iter().map(|u| *u as f32).collect()
             })
             .collect();
-        for (to, row) in inverse_root.chunks_exact_mut(n.max(1)).zip(rows) {
-            to.copy_from_slice(&row);
-        }
-        Self { columns, inverse_root }
+        Self { columns, inverse_root: rows.concat() }
+    }
+
+    /// `U_jj` and what stands beside it.
+    fn row(&self, j: usize) -> &[f32] {
+        let start = j * (2 * self.columns + 1 - j) / 2;
+        &self.inverse_root[start..start + self.columns - j]
     }
 
     /// Rounds every row of `matrix` in place. `begin(row, column, weights)` is called before each column with the row's
@@ -86,13 +88,13 @@ impl Curvature {
                 let mut block: Vec<(S, Vec<f32>)> =
                     block.iter().map(|row| (S::default(), row.to_vec())).collect();
                 for j in 0..n {
-                    let along = &self.inverse_root[j * n..(j + 1) * n];
+                    let along = self.row(j);
                     for (state, w) in &mut block {
                         begin(state, j, &w[j..]);
                         let kept = round(state, j, w[j]);
-                        let lost = (w[j] - kept) / along[j];
+                        let lost = (w[j] - kept) / along[0];
                         w[j] = kept;
-                        w[j + 1..].iter_mut().zip(&along[j + 1..]).for_each(|(w, u)| *w -= lost * u);
+                        w[j + 1..].iter_mut().zip(&along[1..]).for_each(|(w, u)| *w -= lost * u);
                     }
                 }
                 block
@@ -168,6 +170,6 @@ mod tests {
         // U R = 1 and H = R R^T: the last diagonal element of U is one over the root of H's, damped.
         let mean = (0..n).map(|i| f64::from(gram[i * n + i])).sum::<f64>() / n as f64;
         let expected = (f64::from(gram[n * n - 1]) + DAMPING * mean).sqrt().recip();
-        assert!((f64::from(curvature.inverse_root[n * n - 1]) - expected).abs() < 1e-6 * expected);
+        assert!((f64::from(curvature.row(n - 1)[0]) - expected).abs() < 1e-6 * expected);
     }
 }
