@@ -47,6 +47,8 @@ pub struct DataSet {
     /// Length of each training query in bytes, by which batches are formed.
     pub lengths: Vec<usize>,
     weight: f64,
+    /// Most queries that its share is counted by.
+    cap: Option<usize>,
     digest: String,
 }
 
@@ -64,6 +66,8 @@ pub struct Splits<'a> {
     pub dev: &'a [String],
     /// Documents that take part in training.
     pub documents: TrainDocuments,
+    /// Most queries that a set's share of the run is counted by: all of a huge set's are seen, but less often.
+    pub cap: Option<usize>,
 }
 
 impl DataSets {
@@ -82,8 +86,10 @@ impl DataSets {
     /// Digest of everything in them that shapes a run, with weights.
     pub fn settings(&self) -> serde_json::Value {
         let sets = self.sets.iter();
-        sets.map(|set| serde_json::json!({ "name": set.name, "digest": set.digest, "weight": set.weight }))
-            .collect()
+        let described = sets.map(|DataSet { name, digest, weight, cap, .. }| {
+            serde_json::json!({ "name": name, "digest": digest, "weight": weight, "cap": cap })
+        });
+        described.collect()
     }
 
     /// One line for people.
@@ -141,12 +147,13 @@ impl DataSet {
         let lengths = train.queries.iter().map(|query| data.queries[*query].text.len()).collect();
         let path = arg.dir.canonicalize().with_context(|| format!("cannot open {}", arg.dir.display()))?;
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        Ok(Self { name, data, contents, train, dev, lengths, weight: arg.weight, digest })
+        Ok(Self { name, data, contents, train, dev, lengths, weight: arg.weight, cap: splits.cap, digest })
     }
 
     /// What it has of the run, relative to the other sets' shares.
     pub fn share(&self) -> f64 {
-        self.weight * self.train.queries.len() as f64
+        let queries = self.train.queries.len();
+        self.weight * self.cap.map_or(queries, |cap| queries.min(cap)) as f64
     }
 
     /// Texts of all queries, by place.
@@ -206,6 +213,7 @@ mod tests {
             dev: Vec::new(),
             lengths: Vec::new(),
             weight,
+            cap: None,
             digest: String::new(),
         };
         let sets = DataSets { sets: vec![set("a", 100, 1.0), set("b", 50, 4.0)] };
@@ -214,5 +222,9 @@ mod tests {
         assert!((900..1100).contains(&of_a.len()), "{} of 3000, expected about 1000", of_a.len());
         assert_eq!(of_a, (0..of_a.len()).collect::<Vec<_>>());
         assert_eq!(plan[..100], sets.plan(100, 1)[..]);
+        // A cap takes the huge set's share, not the small one's.
+        let capped = |set: DataSet| DataSet { cap: Some(50), ..set };
+        let sets = DataSets { sets: vec![capped(set("a", 5000, 1.0)), capped(set("b", 40, 1.0))] };
+        assert_eq!(sets.sets.iter().map(DataSet::share).collect::<Vec<_>>(), [50.0, 40.0]);
     }
 }

@@ -31,7 +31,7 @@ pub type Metrics = BTreeMap<String, f64>;
 
 /// What one micro-batch gives.
 pub struct MicroBatch {
-    /// Scalar, with gradient.
+    /// Scalar; without a gradient where that has gone backward already.
     pub loss: Tensor,
     /// The loss's parts, for the log.
     pub parts: Metrics,
@@ -55,9 +55,13 @@ pub trait Task {
     }
     /// Metrics on dev.
     fn evaluate(&mut self) -> Result<Metrics>;
+    /// Tokens a second of the last step's parts, by name: for the records, no part of the run's history.
+    fn rates(&self) -> Metrics {
+        Metrics::new()
+    }
     /// State of the task itself that a resumed run needs.
-    fn save(&self) -> serde_json::Value {
-        serde_json::Value::Null
+    fn save(&self) -> Result<serde_json::Value> {
+        Ok(serde_json::Value::Null)
     }
     /// Puts back what [`Task::save`] gave.
     fn restore(&mut self, _state: &serde_json::Value) -> Result<()> {
@@ -160,7 +164,7 @@ pub fn fit(
         let metrics = one_step(task, adamw, config, step, &mut progress, run, ranks)?;
         let done = step + 1;
         if let Some(recorder) = &mut recorder {
-            recorder.step(done, &metrics)?;
+            recorder.step(done, &metrics, &task.rates())?;
         }
         history.steps.push(metrics);
         if let Some(average) = &mut kept.average {
@@ -311,7 +315,9 @@ fn micro_batch(
             batch.ids.join(", ")
         );
     }
-    (batch.loss * (1.0 / config.accumulate as f64)).backward();
+    if batch.loss.requires_grad() {
+        (batch.loss * (1.0 / config.accumulate as f64)).backward();
+    }
     task.after_backward()?;
     let parts = batch.parts.into_iter().map(|(name, value)| (name, value.to_bits())).collect();
     Ok(Seen { loss: loss.to_bits(), parts, tokens: batch.tokens })

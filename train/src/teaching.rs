@@ -4,6 +4,10 @@
 //!
 //! A batch is some queries and some documents (one positive of each query, and negatives); all pairs are scored, each
 //! document is read once, and gradients flow through its keys and values.
+//!
+//! Beside the judgement, or alone, the layers' latents are taught ([`latent`]).
+
+pub mod latent;
 
 use crate::cache::{Key, VectorCache, key};
 use crate::data_sets::{DataSet, DataSets};
@@ -16,11 +20,13 @@ use crate::ranks::Ranks;
 use crate::sampling::{draw, rng};
 use crate::scoring::{Texts, score_pairs, score_pairs_on};
 use anyhow::{Context, Result};
+use latent::{LatentBatch, LatentLoss, LatentLossConfig};
 use models::beir::Qrels;
 use models::torch::{Recompute, Reranker};
 use rand::seq::{IndexedRandom, SliceRandom};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
+use std::time::Instant;
 use tch::Tensor;
 
 /// What is taught about a pair.
@@ -54,6 +60,10 @@ pub struct TeachingConfig {
     pub dev_candidates: usize,
     /// Whether layers are run again for their gradient instead of kept.
     pub checkpointing: bool,
+    /// Whether pairs are judged at all; without, only latents are taught.
+    pub judgement: bool,
+    /// Latents that are taught too.
+    pub latent: Option<LatentLossConfig>,
     /// Micro-batches per step.
     pub accumulate: usize,
     /// Optimizer steps.
@@ -73,9 +83,24 @@ pub struct Teaching<'a> {
     reference: Option<VectorCache>,
     /// The last micro-batch's gradient on its way back.
     recompute: Vec<Recompute<'a>>,
+    /// The latent loss, and the plan of its micro-batches.
+    latent: Option<(LatentLoss<'a>, Vec<(usize, usize)>)>,
+    rates: Rates,
     ranks: &'a Ranks,
     config: TeachingConfig,
 }
+
+/// Tokens and seconds of a step's two parts, to the end of their backward passes.
+#[derive(Default)]
+struct Rates {
+    /// Of the current step: tokens and seconds of judgement and latents.
+    step: [(usize, f64); 2],
+    /// When the current micro-batch's judgement began.
+    judging: Option<Instant>,
+}
+
+/// Names of [`Rates`] in the records.
+const RATES: [&str; 2] = ["judgement_tokens_per_second", "latent_tokens_per_second"];
 
 /// Pairs of one micro-batch.
 struct Pairs {
@@ -84,6 +109,9 @@ struct Pairs {
     /// Documents, by place in the set.
     documents: Vec<usize>,
 }
+
+/// Sets the latents' plan apart from the judgement's.
+const LATENT_SEED: u64 = 0x6c61_7465;
 
 impl<'a> Teaching<'a> {
     /// Joins model and data. With DPO, `reference` keeps the reference's scores, and `teacher` must still be the
@@ -97,8 +125,23 @@ impl<'a> Teaching<'a> {
         config: TeachingConfig,
     ) -> Result<Self> {
         let plan = sets.plan(config.steps * config.accumulate, config.seed);
-        let mut task =
-            Self { teacher, sets, negatives, plan, reference, recompute: Vec::new(), ranks, config };
+        let latent = config.latent.clone().map(|latent| {
+            // Batches of their own: a judgement sees far fewer queries a step.
+            let plan = sets.plan(config.steps * config.accumulate, config.seed ^ LATENT_SEED);
+            Ok::<_, anyhow::Error>((LatentLoss::new(teacher, sets, latent, config.seed)?, plan))
+        });
+        let mut task = Self {
+            teacher,
+            sets,
+            negatives,
+            plan,
+            reference,
+            recompute: Vec::new(),
+            latent: latent.transpose()?,
+            rates: Rates::default(),
+            ranks,
+            config,
+        };
         task.score_reference()?;
         Ok(task)
     }
@@ -168,13 +211,48 @@ impl<'a> Teaching<'a> {
     }
 }
 
+impl Teaching<'_> {
+    /// The latent part of a micro-batch: its gradient is with the parameters when this returns, its loss comes back with its
+    /// weight.
+    fn learn_latents(&mut self, index: usize, parts: &mut Metrics) -> Result<(f64, usize, Vec<String>)> {
+        let (Some((latent, plan)), Some(config)) = (&self.latent, &self.config.latent) else {
+            return Ok((0.0, 0, Vec::new()));
+        };
+        let began = Instant::now();
+        let (set_index, place) = plan[index];
+        let set = &self.sets.sets[set_index];
+        let (negatives, seed) = (&self.negatives[set_index], self.config.seed);
+        let sizes = [config.queries, config.documents];
+        let batch = LatentBatch::draw(set, negatives, sizes, seed ^ LATENT_SEED, [index, place]);
+        let scale = config.weight / self.config.accumulate as f64;
+        let step = latent.backward(&batch, scale, (seed ^ LATENT_SEED) as i64 ^ ((index as i64) << 8))?;
+        parts.extend(step.parts);
+        let [_, (tokens, seconds)] = &mut self.rates.step;
+        *tokens += step.tokens;
+        *seconds += began.elapsed().as_secs_f64();
+        Ok((step.loss * config.weight, step.tokens, set.ids(&batch.queries)))
+    }
+}
+
 fn pair_key(set: &DataSet, query: usize, document: usize) -> Key {
     key(&[&set.data.queries[query].text, &set.contents[document]])
 }
 
 impl Task for Teaching<'_> {
+    fn before_step(&mut self, step: usize) -> Result<()> {
+        self.rates.step = Default::default();
+        self.latent.as_mut().map_or(Ok(()), |(latent, _)| latent.before_step(step))
+    }
+
     fn micro_batch(&mut self, step: usize, micro: usize) -> Result<MicroBatch> {
-        let (set, pairs) = self.pairs(step * self.config.accumulate + micro);
+        let index = step * self.config.accumulate + micro;
+        let mut parts = Metrics::new();
+        let (latent, latent_tokens, ids) = self.learn_latents(index, &mut parts)?;
+        if !self.config.judgement {
+            return Ok(MicroBatch { loss: Tensor::from(latent), parts, tokens: latent_tokens, ids });
+        }
+        self.rates.judging = Some(Instant::now());
+        let (set, pairs) = self.pairs(index);
         let documents: Vec<&str> =
             pairs.documents.iter().map(|place| set.contents[*place].as_str()).collect();
         let queries: Vec<&str> = pairs.queries.iter().map(|query| set.training_query(*query)).collect();
@@ -210,7 +288,7 @@ impl Task for Teaching<'_> {
                 ("choice", choice_cross_entropy(&self.teacher.decoder.logits(hidden), &targets, &positive)?)
             }
         };
-        let mut parts = Metrics::from([(name.to_owned(), loss.double_value(&[]))]);
+        parts.insert(name.to_owned(), loss.double_value(&[]));
         if self.config.listwise_weight > 0.0 && pairs.documents.len() > 1 {
             let shape = [pairs.queries.len() as i64, pairs.documents.len() as i64];
             let listwise = contrastive(&scores.reshape(shape), &positive.reshape(shape))?;
@@ -218,17 +296,52 @@ impl Task for Teaching<'_> {
             loss += listwise * self.config.listwise_weight;
         }
         parts.insert("padding".into(), 1.0 - pass.tokens as f64 / pass.computed as f64);
-        Ok(MicroBatch { loss, parts, tokens: pass.tokens, ids: set.ids(&pairs.queries) })
+        self.rates.step[0].0 += pass.tokens;
+        Ok(MicroBatch {
+            loss: loss + latent,
+            parts,
+            tokens: pass.tokens + latent_tokens,
+            ids: set.ids(&pairs.queries),
+        })
     }
 
     fn after_backward(&mut self) -> Result<()> {
         // The queries' pass first: the documents' gradient comes from it.
         self.recompute.drain(..).rev().for_each(Recompute::backward);
+        if let Some(began) = self.rates.judging.take() {
+            self.rates.step[0].1 += began.elapsed().as_secs_f64();
+        }
         Ok(())
+    }
+
+    fn rates(&self) -> Metrics {
+        // One part alone has the rate of the whole step.
+        if !self.config.judgement || self.latent.is_none() {
+            return Metrics::new();
+        }
+        let rates = RATES.iter().zip(self.rates.step);
+        rates
+            .map(|(name, (tokens, seconds))| ((*name).to_owned(), tokens as f64 / seconds.max(1e-9)))
+            .collect()
+    }
+
+    fn save(&self) -> Result<serde_json::Value> {
+        self.latent.as_ref().map_or(Ok(serde_json::Value::Null), |(latent, _)| latent.save())
+    }
+
+    fn restore(&mut self, state: &serde_json::Value) -> Result<()> {
+        self.latent.as_mut().map_or(Ok(()), |(latent, _)| latent.restore(state))
     }
 
     fn evaluate(&mut self) -> Result<Metrics> {
         let mut metrics = Metrics::new();
+        if let Some((latent, _)) = &self.latent {
+            let of_latents = latent.evaluate(self.config.dev_queries, self.config.dev_candidates)?;
+            if !self.config.judgement {
+                return Ok(of_latents);
+            }
+            metrics.extend(of_latents.into_iter().map(|(name, value)| (format!("latent {name}"), value)));
+        }
         let splits: usize = self.sets.sets.iter().map(|set| set.dev.len()).sum();
         for set in &self.sets.sets {
             for (_, qrels) in &set.dev {

@@ -113,6 +113,30 @@ impl Reranker {
         all
     }
 
+    /// No training of the layers behind the first `layers`, the norm and the head; the embeddings learn.
+    pub fn freeze_above(&mut self, layers: usize) {
+        self.freeze(|name| match name.strip_prefix("model.layers.") {
+            Some(rest) => {
+                let number = rest.split('.').next().and_then(|number| number.parse::<usize>().ok());
+                number.is_none_or(|number| number >= layers)
+            }
+            None => !name.starts_with("model.embed_tokens."),
+        });
+    }
+
+    /// No training of the token embeddings (and of the head, where it is the same matrix).
+    pub fn freeze_embeddings(&mut self) {
+        self.freeze(|name| name.starts_with("model.embed_tokens."));
+    }
+
+    fn freeze(&mut self, which: impl Fn(&str) -> bool) {
+        for (name, tensor) in self.vs.variables() {
+            if which(&name) {
+                let _ = tensor.set_requires_grad(false);
+            }
+        }
+    }
+
     /// Token ids of the choices, positive first.
     pub fn choice_ids(&self) -> [i64; 2] {
         self.choices

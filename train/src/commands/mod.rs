@@ -8,6 +8,7 @@ pub mod distill;
 pub mod eval;
 pub mod generate;
 pub mod import;
+mod latent_args;
 mod run_args;
 pub mod significance;
 pub mod teacher;

@@ -28,6 +28,10 @@ pub struct RunArgs {
     /// Documents that take part: judged in the training split, or the whole corpus
     #[arg(long, value_enum, default_value = "judged")]
     pub documents: TrainDocuments,
+    /// Most queries that a data set's share of the run is counted by, so that a huge one does not crowd out the others; all
+    /// of its queries are seen, but less often [default: no cap]
+    #[arg(long, value_name = "QUERIES", value_parser = clap::value_parser!(u32).range(1..))]
+    pub cap: Option<u32>,
     /// Longest gradient; a longer one is scaled down
     #[arg(long, default_value_t = 1.0)]
     pub max_grad_norm: f64,
@@ -66,7 +70,12 @@ pub struct Pace {
 impl RunArgs {
     /// Opens the data.
     pub fn open_data(&self) -> Result<DataSets> {
-        let splits = Splits { train: &self.split, dev: &self.dev_split, documents: self.documents };
+        let splits = Splits {
+            train: &self.split,
+            dev: &self.dev_split,
+            documents: self.documents,
+            cap: self.cap.map(|cap| cap as usize),
+        };
         DataSets::open(&self.data, &splits)
     }
 

@@ -1,5 +1,6 @@
 //! `train teacher`: fine-tuning of a reranker on BEIR folders.
 
+use super::latent_args::LatentArgs;
 use super::run_args::{Pace, RunArgs, schedule};
 use crate::cache::VectorCache;
 use crate::device::DeviceArgs;
@@ -9,10 +10,12 @@ use crate::negatives::{Miner, Negatives, NegativesConfig};
 use crate::optim::AdamW;
 use crate::ranks::{self, Ranks};
 use crate::schedule::Decay;
+use crate::teaching::latent::LatentLossConfig;
 use crate::teaching::{Objective, Teaching, TeachingConfig};
 use anyhow::{Result, bail};
 use clap::Args as ClapArgs;
 use models::checkpoint::{self, WEIGHTS_FILE, copy_side_files};
+use models::config::DecoderConfig;
 use models::files::{StagedDir, write_json};
 use models::lora::PROJECTIONS;
 use models::torch::{LoraConfig, Reranker};
@@ -44,6 +47,8 @@ pub struct Args {
     /// Weight of the listwise term over one query's candidates; 0 = the choice token alone
     #[arg(long, default_value_t = 1.0)]
     listwise_weight: f64,
+    #[command(flatten)]
+    latent: LatentArgs,
     /// Optimizer steps
     #[arg(long, default_value_t = 200)]
     steps: usize,
@@ -100,6 +105,9 @@ pub struct Args {
     /// Projections that get an adapter
     #[arg(long, value_delimiter = ',', default_values = PROJECTIONS)]
     lora_targets: Vec<String>,
+    /// With --lora-rank 0: leave the token embeddings as they are, and the head where it is the same matrix
+    #[arg(long)]
+    freeze_embeddings: bool,
     /// Judge on dev every so many steps (and at the end) and end with the best; 0 = only at the end
     #[arg(long, default_value_t = 0)]
     eval_every: usize,
@@ -134,17 +142,26 @@ pub fn run(args: &Args, device: &DeviceArgs) -> Result<()> {
 fn teach(args: &Args, device: &DeviceArgs, ranks: &Ranks) -> Result<()> {
     check(args, ranks)?;
     let staged = ranks.is_first().then(|| StagedDir::new(&args.run.out)).transpose()?;
+    let latent = args.latent.config(DecoderConfig::open(&args.model)?.num_hidden_layers)?;
     let sets = args.run.open_data()?;
+    // Beyond the deepest latent layer nothing is learnt where latents are all that is taught.
+    let trained_layers = latent.as_ref().filter(|_| args.latent.latent_only).map(LatentLossConfig::depth);
     let lora = (args.lora_rank > 0).then(|| LoraConfig {
         rank: args.lora_rank,
         alpha: args.lora_alpha,
         dropout: args.lora_dropout,
         target_modules: args.lora_targets.clone(),
-        layers_to_transform: None,
+        layers_to_transform: trained_layers.map(|layers| (0..layers).collect()),
     });
     tch::manual_seed(args.run.seed as i64);
     let mut teacher = Reranker::open(&args.model, &device.open(lora.clone())?)?;
-    let (config, negatives) = (teaching_config(args), negatives_config(args));
+    if let Some(layers) = trained_layers {
+        teacher.freeze_above(layers);
+    }
+    if args.freeze_embeddings {
+        teacher.freeze_embeddings();
+    }
+    let (config, negatives) = (teaching_config(args, latent), negatives_config(args));
     let fit_config = args.run.fit_config(Pace {
         schedule: schedule(args.lr, args.warmup, args.steps, args.decay),
         accumulate: args.accumulate,
@@ -161,7 +178,7 @@ fn teach(args: &Args, device: &DeviceArgs, ranks: &Ranks) -> Result<()> {
         "split": args.run.split, "dev_split": args.run.dev_split, "documents": args.run.documents,
         "teaching": config, "negatives": negatives, "negatives_runs": run_digests,
         "fit": fit_config, "weight_decay": args.weight_decay,
-        "lora": lora, "dtype": device.compute().name(),
+        "lora": lora, "freeze_embeddings": args.freeze_embeddings, "dtype": device.compute().name(),
     });
     ranks.agree(&json!({ "settings": settings, "shard_optimizer": args.shard_optimizer }))?;
     if ranks.is_first() {
@@ -231,13 +248,21 @@ fn check(args: &Args, ranks: &Ranks) -> Result<()> {
     if !(0.0..=1.0).contains(&args.negatives_share) || args.negatives_depth == 0 {
         bail!("--negatives-share must be between 0 and 1 and --negatives-depth at least 1");
     }
+    if args.latent.latent_only && args.objective == Objective::Dpo {
+        bail!(
+            "--latent-only judges no pairs, so that there is nothing for --objective dpo to prefer: give one of them"
+        );
+    }
+    if args.freeze_embeddings && args.lora_rank > 0 {
+        bail!("--freeze-embeddings needs --lora-rank 0: with adapters nothing but these is trained");
+    }
     if args.negatives == NegativesArg::Bm25 && !args.negatives_run.is_empty() {
         bail!("--negatives bm25 and --negatives-run are two sources of hard negatives: give one of them");
     }
     Ok(())
 }
 
-fn teaching_config(args: &Args) -> TeachingConfig {
+fn teaching_config(args: &Args, latent: Option<LatentLossConfig>) -> TeachingConfig {
     TeachingConfig {
         objective: args.objective,
         beta: args.beta,
@@ -248,6 +273,8 @@ fn teaching_config(args: &Args) -> TeachingConfig {
         dev_queries: args.dev_queries,
         dev_candidates: args.dev_candidates,
         checkpointing: args.checkpointing,
+        judgement: !args.latent.latent_only,
+        latent,
         accumulate: args.accumulate,
         steps: args.steps,
         seed: args.run.seed,

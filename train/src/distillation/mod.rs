@@ -337,9 +337,10 @@ impl Task for Distillation<'_> {
         })
     }
 
-    fn save(&self) -> serde_json::Value {
+    fn save(&self) -> Result<serde_json::Value> {
         let sets = self.targets.candidates.iter();
-        serde_json::json!({ "candidates": sets.map(|set| set.iter().collect::<Vec<_>>()).collect::<Vec<_>>() })
+        let candidates: Vec<Vec<_>> = sets.map(|set| set.iter().collect()).collect();
+        Ok(serde_json::json!({ "candidates": candidates }))
     }
 
     fn restore(&mut self, state: &serde_json::Value) -> Result<()> {

@@ -34,8 +34,8 @@ pub(super) fn save(
         return Ok(());
     }
     let best = kept.best.as_ref().map(|(step, value, _)| (*step, *value));
-    let saved =
-        Saved { step, settings: run.settings.clone(), history: history.clone(), task: task.save(), best };
+    let (settings, history, task) = (run.settings.clone(), history.clone(), task.save()?);
+    let saved = Saved { step, settings, history, task, best };
     let metadata = HashMap::from([("train_state".to_owned(), serde_json::to_string(&saved)?)]);
     let named = |what: &'static str, parameters: Option<&Snapshot>| {
         let named = parameters.into_iter().flatten();

@@ -10,7 +10,8 @@ use std::path::Path;
 
 /// Values that depend on the machine and the hour; all others are the same however often a run was interrupted.
 /// `seconds` of training so far, `time` in seconds since 1970.
-pub const TIMES: &[&str] = &["seconds", "time", "tokens_per_second"];
+pub const TIMES: &[&str] =
+    &["seconds", "time", "tokens_per_second", "judgement_tokens_per_second", "latent_tokens_per_second"];
 
 /// Values of a training step that are neither the loss nor a part of it.
 const NOT_LOSSES: &[&str] = &["grad_norm", "lr", "tokens"];

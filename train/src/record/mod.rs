@@ -130,9 +130,10 @@ impl Recorder {
         })
     }
 
-    /// After optimizer step `step`, counted from 1.
-    pub fn step(&mut self, step: usize, metrics: &Metrics) -> Result<()> {
+    /// After optimizer step `step`, counted from 1; `rates` depend on the machine, as all [`metrics::TIMES`].
+    pub fn step(&mut self, step: usize, metrics: &Metrics, rates: &Metrics) -> Result<()> {
         let mut record = Record::new(step, Split::Train, metrics);
+        record.values.extend(rates.clone());
         if let Some(tokens) = metrics.get("tokens") {
             let rate = tokens / self.step_began.elapsed().as_secs_f64().max(1e-9);
             record.values.insert("tokens_per_second".into(), rate);
@@ -203,7 +204,8 @@ mod tests {
 
     fn record(recorder: &mut Recorder, steps: std::ops::RangeInclusive<usize>) {
         for step in steps {
-            recorder.step(step, &metrics(&[("loss", 1.0 / step as f64), ("tokens", 9.0)])).unwrap();
+            let values = metrics(&[("loss", 1.0 / step as f64), ("tokens", 9.0)]);
+            recorder.step(step, &values, &Metrics::new()).unwrap();
             if step == 2 {
                 recorder.evaluated(step, &metrics(&[("MRR@10", 0.25)])).unwrap();
             }
