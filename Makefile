@@ -7,13 +7,16 @@ CARGO ?= cargo
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-cuda setup-python-tests build test test-scale test-page demo fmt lint clean-demo
+.PHONY: help setup setup-runtime setup-cuda setup-python-tests build quickstart runtime test test-scale test-page demo fmt lint clean-demo
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "  make %-20s %s\n", $$1, $$2 }'
 
 setup: ## fetch libtorch (CPU), ONNX Runtime and a small LLM into .deps/ (660 MB, a minute or less)
 	@$(PYTHON) scripts/setup.py
+
+setup-runtime: ## fetch only what exporting and answering need: ONNX Runtime and the LLM, no libtorch (130 MB)
+	@$(PYTHON) scripts/setup.py --runtime
 
 setup-cuda: ## the same with CUDA, for GPU servers (2.7 GB)
 	@$(PYTHON) scripts/setup.py --cuda
@@ -38,6 +41,13 @@ test-scale: setup ## test what needs programs beside ours, from PyPI (PARTS="tor
 
 test-page: ## drive the page of a running server in Chromium (URL=http://127.0.0.1:8080; needs chromium-driver and selenium)
 	$(PYTHON) runtime/web/test_page.py --url $(or $(URL),http://127.0.0.1:8080)
+
+quickstart: setup-runtime ## build without libtorch and answer with the general student in models/pretrained/, nothing trained
+	scripts/quickstart.sh
+
+runtime: setup-runtime setup-python-tests ## build and test what runs without libtorch: models, export, runtime
+	$(CARGO) build --release
+	$(CARGO) test --release
 
 demo: setup ## train, export, index and query on the data in data/, with the SmolLM2-135M that setup brought
 	scripts/demo.sh

@@ -481,6 +481,8 @@ def run(args):
     job = Job(args.deps.resolve(), args.dry_run)
     if args.python_tests:
         parts = [PYTHON]
+    elif args.runtime:
+        parts = [ORT, MODELS]
     elif args.cuda:
         job.say("CUDA libtorch is for GPU servers: 2.5 GB to download, about 5 GB on disk, NVIDIA driver 580 or newer.")
         if not Path("/proc/driver/nvidia/version").exists():
@@ -517,6 +519,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--cuda", action="store_true", help="libtorch with CUDA 13 instead, for GPU servers")
+    what.add_argument("--runtime", action="store_true", help="only what answers need: ONNX Runtime and the LLM, no libtorch")
     what.add_argument("--python-tests", action="store_true", help="only the Python packages that some tests use")
     parser.add_argument("--deps", type=Path, default=ROOT / ".deps", metavar="DIR", help="folder to fill, if not .deps")
     parser.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")

@@ -2,6 +2,9 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
+#[path = "pipeline/latent.rs"]
+mod latent;
+
 use models::beir::BeirData;
 use models::files::read_json;
 use serde_json::{Value, json};

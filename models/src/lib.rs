@@ -14,6 +14,7 @@ pub mod gguf;
 pub mod lora;
 pub mod manifest;
 pub mod metrics;
+pub mod pretrained;
 pub mod prompt;
 pub mod reranker_manifest;
 pub mod student;

@@ -4,7 +4,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use train::commands::{
-    Outcome, ablate, bench, compare, data, distill, eval, generate, import, significance, teacher,
+    Outcome, ablate, bench, compare, data, distill, eval, generate, import, pack, significance, teacher,
 };
 use train::config_file;
 use train::crash::caught;
@@ -34,6 +34,7 @@ enum Command {
     Teacher(teacher::Args),
     Distill(distill::Args),
     Ablate(ablate::Args),
+    Pack(pack::Args),
     Eval(eval::Args),
     Compare(compare::Args),
     Significance(significance::Args),
@@ -49,6 +50,7 @@ impl Command {
             Command::Import(_) => Some("import"),
             Command::Generate(_) => Some("generate"),
             Command::Ablate(_) => Some("ablate"),
+            Command::Pack(_) => Some("pack"),
             Command::Eval(_) => Some("eval"),
             Command::Compare(_) => Some("compare"),
             Command::Significance(_) => Some("significance"),
@@ -79,6 +81,7 @@ fn main() -> ExitCode {
             Command::Teacher(args) => teacher::run(args, &cli.device).map(done),
             Command::Distill(args) => distill::run(args, &cli.device).map(done),
             Command::Ablate(args) => ablate::run(args, &cli.device).map(done),
+            Command::Pack(args) => pack::run(args).map(done),
             Command::Compare(args) => compare::run(args).map(done),
             Command::Bench(args) => bench::run(args, &cli.device).map(done),
             Command::Eval(args) => eval::run(args, &cli.device).map(done),

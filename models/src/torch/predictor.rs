@@ -50,8 +50,19 @@ pub struct Predictor {
     residual: Option<Tensor>,
     /// `[2, H]`, frozen rows of the head.
     choice: Tensor,
-    /// Both sides' map at the start, `[m, D]`; gated form in training only.
-    start: Option<Tensor>,
+    /// Where the maps of the gated form started, in training only.
+    start: Option<Start>,
+}
+
+/// The gated form's maps before training.
+#[derive(Debug)]
+struct Start {
+    /// `[m, D]`.
+    query: Tensor,
+    /// `[m, D]`.
+    document: Tensor,
+    /// `[m, D]`.
+    gate: Tensor,
 }
 
 /// Score difference between the most and the least similar documents at the start of the gated form: log-odds of 10
@@ -135,18 +146,44 @@ impl Predictor {
             output_bias: zeros(&[h]),
             residual: matches!(config.residual, Residual::Pooled).then(|| zeros(&[h, d])),
             choice,
-            start,
+            start: start.map(|map| Start {
+                query: map.shallow_clone(),
+                document: map.shallow_clone(),
+                gate: Tensor::zeros([m, d], (Kind::Float, device)),
+            }),
         }
+    }
+
+    /// The predictor of another student in training again: its maps are where this one starts, and the gated form is held near
+    /// them; `choice` `[2, H]` is the head's now.
+    pub fn continued(
+        config: &StudentConfig,
+        file: &Path,
+        choice: &Tensor,
+        dropout: f64,
+    ) -> Result<Self, WeightsError> {
+        let choice = choice.detach().to_kind(Kind::Float);
+        let mut predictor = Self::open(config, file, choice.device())?;
+        for (_, tensor) in predictor.parameters() {
+            let _ = tensor.set_requires_grad(true);
+        }
+        predictor.start = predictor.gate.as_ref().map(|(gate, _)| Start {
+            query: predictor.query_weight.detach().copy(),
+            document: predictor.document_weight.detach().copy(),
+            gate: gate.detach().copy(),
+        });
+        predictor.forget_equalising();
+        Ok(Self { choice, dropout, ..predictor })
     }
 
     /// Squared distance of both maps and the gate from where they started; zero in the relu form.
     pub fn distance_from_start(&self) -> Tensor {
-        let squared = |x: &Tensor| x.square().sum(Kind::Float);
+        let squared = |x: Tensor| x.square().sum(Kind::Float);
         match (&self.start, &self.gate) {
             (Some(start), Some((gate, _))) => {
-                squared(&(&self.query_weight - start))
-                    + squared(&(&self.document_weight - start))
-                    + squared(gate)
+                squared(&self.query_weight - &start.query)
+                    + squared(&self.document_weight - &start.document)
+                    + squared(gate - &start.gate)
             }
             _ => Tensor::zeros([], (Kind::Float, self.choice.device())),
         }

@@ -41,6 +41,10 @@ pub struct Args {
     teacher: PathBuf,
     #[command(flatten)]
     run: RunArgs,
+    /// Student to start from: training goes on with its predictor, whose layers, form, residual and dimensions these are.
+    /// Its LLM and the teacher should be of one family: a general student, and a teacher that was trained from it
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["layers", "form", "residual", "inner_dimensions"])]
+    start: Option<PathBuf>,
     /// Layers whose mean over the text's tokens is the latent; default: evenly spaced at 1/5 to 4/5 of the depth
     #[arg(long, value_delimiter = ',')]
     layers: Vec<usize>,
@@ -167,6 +171,12 @@ impl Args {
         self.cache.clone().unwrap_or_else(|| self.run.cache_beside())
     }
 
+    /// Digest of the predictor to start from.
+    fn start_digest(&self) -> Result<Option<String>> {
+        let digest = |dir: &PathBuf| models::files::sha256_file(&dir.join(student::PREDICTOR_FILE));
+        Ok(self.start.as_ref().map(digest).transpose()?)
+    }
+
     /// Opens the data sets.
     pub fn open_data(&self) -> Result<DataSets> {
         self.run.open_data()
@@ -192,6 +202,7 @@ impl Args {
         Ok(json!({
             "command": "distill",
             "teacher_digest": teacher_digest,
+            "start": self.start_digest()?,
             "data": sets.settings(),
             "split": self.run.split, "dev_split": self.run.dev_split, "documents": self.run.documents,
             "latents": student.latents, "form": student.form, "residual": student.residual,
@@ -337,6 +348,9 @@ fn query_adapter(args: &Args) -> Result<Option<LoraConfig>> {
 
 fn describe(args: &Args, config: &DecoderConfig) -> Result<StudentConfig> {
     let depth = config.num_hidden_layers;
+    if let Some(dir) = &args.start {
+        return describe_start(args, dir, config);
+    }
     let layers = if args.layers.is_empty() { default_layers(depth) } else { args.layers.clone() };
     if let Some(layer) = layers.iter().find(|layer| **layer > depth) {
         bail!("--layers {layer}: this model has {depth} layers");
@@ -365,6 +379,34 @@ fn describe(args: &Args, config: &DecoderConfig) -> Result<StudentConfig> {
         calibration: Calibration { scale: 1.0, bias: 0.0 },
         provenance: serde_json::Value::Null,
     })
+}
+
+/// What a student is that goes on from the one in `dir`.
+fn describe_start(args: &Args, dir: &Path, config: &DecoderConfig) -> Result<StudentConfig> {
+    let start = StudentConfig::open(dir).with_context(|| format!("--start {}", dir.display()))?;
+    let deepest = start.latents.layers.iter().copied().max().unwrap_or(0);
+    if start.hidden_size != config.hidden_size || deepest > config.num_hidden_layers {
+        bail!(
+            "--start {}: reads layer {deepest} of hidden size {}, {} has {} layers of hidden size {}; start from a student of \
+             this LLM",
+            dir.display(),
+            start.hidden_size,
+            args.teacher.display(),
+            config.num_hidden_layers,
+            config.hidden_size
+        );
+    }
+    if start.query_adapter.is_some() {
+        bail!(
+            "--start {}: its queries are read through adapters, which do not go on learning; start from a student without, \
+             and give --query-lora-rank for new ones",
+            dir.display()
+        );
+    }
+    let calibration = Calibration { scale: 1.0, bias: 0.0 };
+    let format_version =
+        if args.query_lora_rank == 0 { student::PLAIN_VERSION } else { student::FORMAT_VERSION };
+    Ok(StudentConfig { format_version, calibration, provenance: serde_json::Value::Null, ..start })
 }
 
 /// A few documents are learnt by heart, and later ones then go unfound: the maps are held near their start. Many say
@@ -432,7 +474,15 @@ fn prepare<'a>(
         latents.iter_mut().for_each(|set| adapt(set, teacher, encoder));
     }
     tch::manual_seed(args.run.seed as i64);
-    let predictor = Predictor::new(student, &queries, &documents, &teacher.choice_weight()?, args.dropout);
+    let choice = teacher.choice_weight()?;
+    let predictor = match &args.start {
+        None => Predictor::new(student, &queries, &documents, &choice, args.dropout),
+        Some(dir) => {
+            let file = dir.join(student::PREDICTOR_FILE);
+            Predictor::continued(student, &file, &choice, args.dropout)
+                .with_context(|| format!("--start {}", dir.display()))?
+        }
+    };
     let hidden_size = teacher.decoder.config().hidden_size;
     let targets = VectorCache::open(&cache_dir, "targets", &digest, hidden_size + 1)?;
     let targets = Targets::new(targets, latents.len());

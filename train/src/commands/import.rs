@@ -7,6 +7,7 @@ use models::checkpoint::{WEIGHTS_FILE, copy_side_files, link_weights};
 use models::config::DecoderConfig;
 use models::files::{StagedDir, write_json};
 use models::gguf::GgufModel;
+use models::pretrained::{self, Pretrained};
 use models::prompt::{self, PromptTemplate, Prompter};
 use models::weights::{DType, SafetensorsWriter, Weights};
 use std::collections::HashMap;
@@ -21,6 +22,9 @@ pub struct Args {
     /// Model directory to create
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
+    /// The LLM that a pretrained folder (--from) belongs to: a model directory or its .gguf file
+    #[arg(long, value_name = "PATH")]
+    base: Option<PathBuf>,
     /// Prompt template to use instead of the folder's own, or of the default in the turns of the model's chat template: a
     /// file like prompt.json, or `qwen3-reranker` for that model
     #[arg(long, value_name = "FILE")]
@@ -33,7 +37,24 @@ pub fn run(args: &Args) -> Result<()> {
         bail!("{}: no such file or folder", args.from.display());
     }
     let staged = StagedDir::new(&args.out)?;
-    if args.from.is_dir() {
+    if Pretrained::is_one(&args.from) {
+        let Some(base) = &args.base else {
+            let name = Pretrained::open(&args.from)?.base.name;
+            bail!(
+                "{}: a pretrained folder; give the LLM it belongs to, {name}, with --base",
+                args.from.display()
+            );
+        };
+        if args.prompt.is_some() {
+            bail!(
+                "{}: a pretrained folder brings the prompt it was trained with; leave --prompt out",
+                args.from.display()
+            );
+        }
+        pretrained::assemble(&args.from, base, staged.path())?;
+    } else if args.base.is_some() {
+        bail!("--base is for pretrained folders; {} is none", args.from.display());
+    } else if args.from.is_dir() {
         copy_side_files(&args.from, staged.path())?;
         let config = DecoderConfig::open(&args.from)?;
         Weights::open(&args.from)?.check(&config)?;

@@ -9,6 +9,7 @@ pub mod eval;
 pub mod generate;
 pub mod import;
 mod latent_args;
+pub mod pack;
 mod run_args;
 pub mod significance;
 pub mod teacher;
