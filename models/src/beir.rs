@@ -8,17 +8,16 @@ use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 
-/// One line of `corpus.jsonl`; unknown fields are ignored.
+/// One line of `corpus.jsonl`; null is an empty text, unknown fields are ignored.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "Line")]
 pub struct Document {
     /// Identifier, unique in the corpus.
     #[serde(rename = "_id")]
     pub id: String,
     /// Title, may be empty.
-    #[serde(default)]
     pub title: String,
     /// Text.
-    #[serde(default)]
     pub text: String,
 }
 
@@ -36,12 +35,66 @@ impl Document {
 
 /// One line of `queries.jsonl`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "Line")]
 pub struct Query {
     /// Identifier, unique among the queries.
     #[serde(rename = "_id")]
     pub id: String,
     /// Text.
     pub text: String,
+}
+
+/// A line of either file as it lies there: what writers of data frames leave empty is null, and some write `id` beside `_id`.
+#[derive(Deserialize)]
+struct Line {
+    #[serde(rename = "_id")]
+    id: Option<Id>,
+    #[serde(rename = "id")]
+    other_id: Option<Id>,
+    title: Option<String>,
+    text: Option<String>,
+}
+
+/// Ids are texts; where all are numbers some writers leave the quotes out.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Id {
+    Text(String),
+    Number(u64),
+}
+
+impl Line {
+    fn id(id: Option<Id>, other: Option<Id>) -> Result<String, String> {
+        let text = |id: Id| match id {
+            Id::Text(text) => text,
+            Id::Number(number) => number.to_string(),
+        };
+        match (id.map(text), other.map(text)) {
+            (None, _) => Err("missing field `_id`".into()),
+            (Some(id), Some(other)) if id != other => {
+                Err(format!("`_id` is `{id}` and `id` is `{other}`, expected one id"))
+            }
+            (Some(id), _) => Ok(id),
+        }
+    }
+}
+
+impl TryFrom<Line> for Document {
+    type Error = String;
+
+    fn try_from(line: Line) -> Result<Self, String> {
+        let id = Line::id(line.id, line.other_id)?;
+        Ok(Self { id, title: line.title.unwrap_or_default(), text: line.text.unwrap_or_default() })
+    }
+}
+
+impl TryFrom<Line> for Query {
+    type Error = String;
+
+    fn try_from(line: Line) -> Result<Self, String> {
+        let id = Line::id(line.id, line.other_id)?;
+        Ok(Self { id, text: line.text.ok_or("missing field `text`")? })
+    }
 }
 
 /// Data that cannot be used, with the line.
@@ -139,6 +192,44 @@ pub struct BeirData {
     pub document_index: HashMap<String, usize>,
     /// Place of each query id.
     pub query_index: HashMap<String, usize>,
+    /// Ids of documents with neither title nor text, in file order: passed over, as they can be neither encoded nor found. BEIR's
+    /// FiQA and TREC-COVID have some.
+    pub empty_documents: Vec<String>,
+}
+
+/// Judgements of one split, and what of them is about things that are not there.
+#[derive(Debug, Clone, Default)]
+pub struct LenientQrels {
+    /// Judgements of known queries. Documents that the corpus lacks are among them: nobody can find them, and metrics count
+    /// that as trec_eval does.
+    pub qrels: Qrels,
+    /// One sentence for each kind of thing that was missing.
+    pub notes: Vec<String>,
+}
+
+/// How often ids of one kind were missing, and where first.
+#[derive(Default)]
+struct Missing {
+    count: usize,
+    first: Option<(usize, String)>,
+}
+
+impl Missing {
+    fn add(&mut self, line: usize, id: &str) {
+        self.count += 1;
+        self.first.get_or_insert_with(|| (line, id.to_owned()));
+    }
+
+    fn note(&self, file: &Path, what: &str, other: &str, meaning: &str) -> Option<String> {
+        let (line, id) = self.first.as_ref()?;
+        let (file, count) = (file.display(), self.count);
+        let judgements = if count == 1 { "judgement names a" } else { "judgements name" };
+        let plural =
+            if count == 1 { what.to_owned() } else { format!("{what}s").replace("querys", "queries") };
+        Some(format!(
+            "{file}: {count} {judgements} {plural} that {other} lacks (first: `{id}`, line {line}); {meaning}"
+        ))
+    }
 }
 
 /// The judgements of one split: query id to judged documents, in order of query id.
@@ -147,16 +238,85 @@ pub type Qrels = BTreeMap<String, Judgements>;
 impl BeirData {
     /// Reads corpus and queries.
     pub fn open(dir: &Path) -> Result<Self, DataError> {
-        let documents = read_documents(&dir.join("corpus.jsonl"))?;
+        let (documents, empty_documents) = read_corpus(&dir.join("corpus.jsonl"))?;
         let queries = read_queries(&dir.join("queries.jsonl"))?;
         let query_index = queries.iter().enumerate().map(|(i, q)| (q.id.clone(), i)).collect();
         let document_index = documents.iter().enumerate().map(|(i, d)| (d.id.clone(), i)).collect();
-        Ok(Self { dir: dir.to_owned(), documents, queries, document_index, query_index })
+        Ok(Self { dir: dir.to_owned(), documents, queries, document_index, query_index, empty_documents })
+    }
+
+    /// What was passed over when corpus and queries were read, for people.
+    pub fn notes(&self) -> Vec<String> {
+        let note = self.empty_documents.first().map(|first| {
+            let (file, count) = (self.dir.join("corpus.jsonl"), self.empty_documents.len());
+            let documents = if count == 1 { "document has" } else { "documents have" };
+            let file = file.display();
+            format!("{file}: {count} {documents} neither title nor text (first: `{first}`); passed over")
+        });
+        note.into_iter().collect()
     }
 
     /// Reads `qrels/{split}.tsv`; judgements about unknown queries or documents are errors with their line.
     pub fn qrels(&self, split: &str) -> Result<Qrels, DataError> {
-        let file = self.dir.join("qrels").join(format!("{split}.tsv"));
+        let file = self.qrels_file(split);
+        let unknown = |what, id: &str, line, other| {
+            Err(DataError::Unknown { file: file.clone(), line, what, id: id.to_owned(), other })
+        };
+        self.read_qrels(split, &mut |line, query, document| {
+            if !self.query_index.contains_key(query) {
+                return unknown("query", query, line, "queries.jsonl");
+            }
+            // A document that was passed over is known all the same.
+            if !self.document_index.contains_key(document) && !self.is_empty_document(document) {
+                return unknown("document", document, line, "corpus.jsonl");
+            }
+            Ok(true)
+        })
+    }
+
+    /// The same for measuring, where published sets (BEIR's ArguAna among them) judge documents that their corpus lacks: these
+    /// count as not found, queries that are not there are left out, and both are told.
+    pub fn lenient_qrels(&self, split: &str) -> Result<LenientQrels, DataError> {
+        let (mut queries, mut documents) = (Missing::default(), Missing::default());
+        let qrels = self.read_qrels(split, &mut |line, query, document| {
+            if !self.query_index.contains_key(query) {
+                queries.add(line, query);
+                return Ok(false);
+            }
+            if !self.document_index.contains_key(document) {
+                documents.add(line, document);
+            }
+            Ok(true)
+        })?;
+        let file = self.qrels_file(split);
+        let notes = [
+            queries.note(&file, "query", "queries.jsonl", "nobody can ask it, so it is not measured"),
+            documents.note(
+                &file,
+                "document",
+                "corpus.jsonl",
+                "nobody can find it, which counts as not found",
+            ),
+        ];
+        Ok(LenientQrels { qrels, notes: notes.into_iter().flatten().collect() })
+    }
+
+    /// Whether a document of this id was passed over because it has neither title nor text.
+    pub fn is_empty_document(&self, id: &str) -> bool {
+        self.empty_documents.iter().any(|empty| empty == id)
+    }
+
+    fn qrels_file(&self, split: &str) -> PathBuf {
+        self.dir.join("qrels").join(format!("{split}.tsv"))
+    }
+
+    /// Reads judgements; `takes` decides about each pair on its line.
+    fn read_qrels(
+        &self,
+        split: &str,
+        takes: &mut dyn FnMut(usize, &str, &str) -> Result<bool, DataError>,
+    ) -> Result<Qrels, DataError> {
+        let file = self.qrels_file(split);
         let mut qrels = Qrels::new();
         for_each_line(&file, |text, line| {
             let fields: Vec<&str> = text.split('\t').collect();
@@ -172,21 +332,10 @@ impl BeirData {
             let Some((query, document, gain)) = parsed else {
                 return Err(DataError::Qrels { file: file.clone(), line, found: text.to_owned() });
             };
-            let known = [
-                ("query", query, self.query_index.contains_key(query), "queries.jsonl"),
-                ("document", document, self.document_index.contains_key(document), "corpus.jsonl"),
-            ];
-            for (what, id, found, other) in known {
-                if !found {
-                    return Err(DataError::Unknown {
-                        file: file.clone(),
-                        line,
-                        what,
-                        id: id.to_owned(),
-                        other,
-                    });
-                }
+            if !takes(line, query, document)? {
+                return Ok(());
             }
+            // Below zero is not relevant either, and no gain to lose.
             let gain = u32::try_from(gain).unwrap_or(0);
             qrels.entry(query.to_owned()).or_default().insert(document.to_owned(), gain);
             Ok(())
@@ -217,21 +366,20 @@ impl BeirData {
     }
 }
 
-/// Reads a `corpus.jsonl`: at least one document, unique ids, no empty ones.
-pub fn read_documents(file: &Path) -> Result<Vec<Document>, DataError> {
+/// Reads a `corpus.jsonl`: unique ids, at least one document with a title or a text; and the ids of those that have neither.
+pub fn read_corpus(file: &Path) -> Result<(Vec<Document>, Vec<String>), DataError> {
     let mut documents = Vec::new();
     for_each_json(file, |document: Document, line| {
-        if document.contents().is_empty() {
-            return Err(DataError::EmptyText { file: file.to_owned(), line, id: document.id });
-        }
         documents.push((document, line));
         Ok(())
     })?;
-    if documents.is_empty() {
+    unique(file, documents.iter().map(|(d, line)| (d.id.as_str(), *line)))?;
+    let (full, empty): (Vec<_>, Vec<_>) =
+        documents.into_iter().map(|(document, _)| document).partition(|d| !d.contents().is_empty());
+    if full.is_empty() {
         return Err(DataError::Empty { file: file.to_owned(), what: "documents" });
     }
-    unique(file, documents.iter().map(|(d, line)| (d.id.as_str(), *line)))?;
-    Ok(documents.into_iter().map(|(document, _)| document).collect())
+    Ok((full, empty.into_iter().map(|document| document.id).collect()))
 }
 
 /// Reads a `queries.jsonl`: at least one query, unique ids, no empty ones.
@@ -321,7 +469,11 @@ mod tests {
         let bad = [
             (data("{\"_id\":\"d1\",\"text\":\"x\"}\n\n{oops\n", QUERIES, ""), "corpus.jsonl:3:"),
             (data(&CORPUS.repeat(2), QUERIES, ""), "corpus.jsonl:2: id `d1` was used on line 1 already"),
-            (data("{\"_id\":\"d1\"}\n", QUERIES, ""), "corpus.jsonl:1: `d1` has neither title nor text"),
+            (data("{\"_id\":\"d1\"}\n", QUERIES, ""), "corpus.jsonl: holds no documents"),
+            (data("{\"_id\":\"d1\",\"id\":\"d2\",\"text\":\"x\"}\n", QUERIES, ""), "corpus.jsonl:1: "),
+            (data("{\"text\":\"x\"}\n", QUERIES, ""), "missing field `_id`"),
+            (data(CORPUS, "{\"_id\":\"q1\",\"text\":null}\n", ""), "queries.jsonl:1: "),
+            (data(CORPUS, "{\"_id\":\"q1\",\"text\":\" \"}\n", ""), "queries.jsonl:1: `q1` has neither"),
             (data("", QUERIES, ""), "corpus.jsonl: holds no documents"),
             (data(CORPUS, QUERIES, "query-id\tcorpus-id\tscore\nq1\td1\n"), "test.tsv:2: found `q1\td1`"),
             (data(CORPUS, QUERIES, "q1\td9\t1\n"), "test.tsv:1: document `d9` is not in corpus.jsonl"),
@@ -332,6 +484,42 @@ mod tests {
             let message = result.unwrap_err().to_string();
             assert!(message.contains(expected), "{message:?} lacks {expected:?}");
         }
+    }
+
+    /// FiQA's corpus has documents without a word, ArguAna's judgements name documents that are not there, and data frames write
+    /// null for what is empty: refused, none of these sets could be measured; counted otherwise than trec_eval does, no number
+    /// could be compared.
+    #[test]
+    fn what_published_sets_lack_is_passed_over_and_told() {
+        let corpus = "{\"_id\":\"d1\",\"id\":\"d1\",\"title\":null,\"text\":\"x\",\"metadata\":null}\n\
+                      {\"_id\":\"d2\",\"title\":\"\",\"text\":null}\n{\"_id\":3,\"title\":\"T\"}\n";
+        let judged = "q1\td1\t1\nq1\td2\t1\nq1\t3\t-1\n";
+        let (dir, strict) = data(corpus, QUERIES, judged);
+        // Passed over, but no stranger: training may go on.
+        assert_eq!(strict.unwrap()["q1"].len(), 3);
+        let read = BeirData::open(dir.path()).unwrap();
+        assert_eq!((read.documents.len(), read.documents[1].id.as_str()), (2, "3"));
+        assert_eq!(read.empty_documents, ["d2"]);
+        let note = &read.notes()[0];
+        assert!(
+            note.ends_with("corpus.jsonl: 1 document has neither title nor text (first: `d2`); passed over"),
+            "{note}"
+        );
+
+        fs::write(dir.path().join("qrels/test.tsv"), format!("{judged}q1\td8\t2\nq1\td9\t1\nq7\td1\t1\n"))
+            .unwrap();
+        assert!(read.qrels("test").is_err());
+        let LenientQrels { qrels, notes } = read.lenient_qrels("test").unwrap();
+        assert_eq!(qrels.keys().collect::<Vec<_>>(), ["q1"]);
+        assert_eq!((qrels["q1"]["d8"], qrels["q1"]["3"]), (2, 0));
+        assert!(
+            notes[0].contains("1 judgement names a query that queries.jsonl lacks (first: `q7`, line 6)"),
+            "{notes:?}"
+        );
+        assert!(
+            notes[1].contains("3 judgements name documents that corpus.jsonl lacks (first: `d2`, line 2)"),
+            "{notes:?}"
+        );
     }
 
     /// BEIR files with Windows line ends and graded judgements are common and must read the same.

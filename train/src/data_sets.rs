@@ -4,7 +4,7 @@
 
 use crate::sampling::{TrainDocuments, TrainingSet, batch_at, rng};
 use anyhow::{Context, Result, bail};
-use models::beir::{BeirData, Document, Qrels};
+use models::beir::{BeirData, Document, LenientQrels, Qrels};
 use rand::RngExt;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -124,13 +124,16 @@ impl DataSets {
 impl DataSet {
     fn open(arg: &DataArg, splits: &Splits, one_of_several: bool) -> Result<Self> {
         let data = BeirData::open(&arg.dir)?;
+        data.notes().iter().for_each(|note| eprintln!("{note}"));
         let train = data.qrels(splits.train)?;
         let mut dev = Vec::new();
         for split in splits.dev {
             // A set among others need not have every dev split; alone it is asked for exactly these.
             let file = arg.dir.join("qrels").join(format!("{split}.tsv"));
             if !one_of_several || file.exists() {
-                dev.push((split.clone(), data.qrels(split)?));
+                let LenientQrels { qrels, notes } = data.lenient_qrels(split)?;
+                notes.iter().for_each(|note| eprintln!("{note}"));
+                dev.push((split.clone(), qrels));
             }
         }
         if dev.is_empty() && !splits.dev.is_empty() {

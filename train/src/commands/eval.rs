@@ -89,6 +89,9 @@ pub struct Args {
     /// Write TREC run files, one per split and system
     #[arg(long, value_name = "DIR")]
     runs: Option<PathBuf>,
+    /// Least gain of a relevant document, for Recall and MRR (trec_eval's -l); nDCG takes gains as they are
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    relevance_level: u32,
     /// Seed of the sample, the pool and the bootstrap
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -136,6 +139,7 @@ pub fn run(args: &Args, device: &DeviceArgs) -> Result<()> {
     };
     systems.iter().try_for_each(check)?;
     let data = BeirData::open(&args.data)?;
+    data.notes().iter().for_each(|note| eprintln!("{note}"));
     let config = TaskConfig {
         sample: args.sample,
         pool: args.pool,
@@ -162,7 +166,10 @@ pub fn run(args: &Args, device: &DeviceArgs) -> Result<()> {
     let mut lines: Vec<(&str, &str, BTreeMap<String, Values>)> = Vec::new();
     for (place, split) in task.splits.iter().enumerate() {
         let measured: Vec<&Measured> = answers.iter().map(|answers| &answers.splits[place]).collect();
-        let values: Vec<_> = measured.iter().map(|measured| per_query(&measured.run, &split.qrels)).collect();
+        let values: Vec<_> = measured
+            .iter()
+            .map(|measured| per_query(&measured.run, &split.qrels, args.relevance_level))
+            .collect();
         let rows: Vec<Row> = names.iter().zip(&measured).zip(&values).map(row).collect();
         println!("{}", table(&format!("{}, {} documents", split.name, task.ranked_documents()), &rows));
         results.insert(split.name.clone(), json_of(&rows));
@@ -194,6 +201,7 @@ pub fn run(args: &Args, device: &DeviceArgs) -> Result<()> {
     if let Some(file) = &args.json {
         let mut report = json!({
             "data": args.data, "documents": data.documents.len(), "pool": args.pool, "sample": args.sample,
+            "relevance_level": args.relevance_level,
             "seed": args.seed, "splits": results,
         });
         if args.significance {

@@ -4,7 +4,7 @@ use crate::evaluation::run::{Run, Values, per_query};
 use crate::evaluation::significance::{Measured, RESAMPLES, compare, find_baseline, table};
 use anyhow::{Result, bail};
 use clap::Args as ClapArgs;
-use models::beir::BeirData;
+use models::beir::{BeirData, LenientQrels};
 use models::files::write_json;
 use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet};
@@ -28,6 +28,9 @@ pub struct Args {
     /// Write the numbers as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Least gain of a relevant document, for Recall and MRR (trec_eval's -l); nDCG takes gains as they are
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    relevance_level: u32,
     /// Seed of the bootstrap
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -39,10 +42,11 @@ pub fn run(args: &Args) -> Result<()> {
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
     let baseline = find_baseline(&names, args.baseline.as_deref())?;
     let data = BeirData::open(&args.data)?;
-    let qrels = data.qrels(&args.split)?;
+    let LenientQrels { qrels, notes } = data.lenient_qrels(&args.split)?;
+    data.notes().iter().chain(&notes).for_each(|note| eprintln!("{note}"));
     let mut values: Vec<BTreeMap<String, Values>> = Vec::new();
     for file in &args.runs {
-        let found = per_query(&Run::read_trec(file, &data)?, &qrels);
+        let found = per_query(&Run::read_trec(file, &data)?, &qrels, args.relevance_level);
         if found.is_empty() {
             bail!(
                 "{}: answers no query of split `{}`; is it a run on another split?",

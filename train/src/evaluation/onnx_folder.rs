@@ -91,17 +91,22 @@ fn optional_json(file: &Path) -> Result<Option<Value>> {
 pub fn configured_pooling(folder: &Path) -> Result<Pooling> {
     let file = folder.join("1_Pooling/config.json");
     let Some(config) = optional_json(&file)? else { return Ok(Pooling::Mean) };
-    let modes: Vec<&str> = config
-        .as_object()
-        .into_iter()
-        .flatten()
-        .filter(|(key, value)| key.starts_with("pooling_mode") && value.as_bool() == Some(true))
-        .map(|(key, _)| key.as_str())
-        .collect();
+    // Since sentence-transformers 5.4 a word, or several that are put side by side; before, a truth value for each.
+    let modes: Vec<&str> = match &config["pooling_mode"] {
+        Value::String(mode) => vec![mode.as_str()],
+        Value::Array(modes) => modes.iter().filter_map(Value::as_str).collect(),
+        _ => config
+            .as_object()
+            .into_iter()
+            .flatten()
+            .filter(|(key, value)| key.starts_with("pooling_mode") && value.as_bool() == Some(true))
+            .map(|(key, _)| key.as_str())
+            .collect(),
+    };
     match modes[..] {
-        ["pooling_mode_mean_tokens"] => Ok(Pooling::Mean),
-        ["pooling_mode_cls_token"] => Ok(Pooling::Cls),
-        ["pooling_mode_lasttoken"] => Ok(Pooling::LastToken),
+        ["pooling_mode_mean_tokens" | "mean"] => Ok(Pooling::Mean),
+        ["pooling_mode_cls_token" | "cls"] => Ok(Pooling::Cls),
+        ["pooling_mode_lasttoken" | "lasttoken"] => Ok(Pooling::LastToken),
         _ => bail!(
             "{}: pools by `{}`; mean, cls and last-token are known here, say with --onnx-pooling which comes nearest",
             file.display(),
@@ -156,6 +161,20 @@ mod tests {
             message.contains("`pooling_mode_max_tokens`") && message.contains("--onnx-pooling"),
             "{message}"
         );
+
+        for (mode, pooling) in
+            [("mean", Pooling::Mean), ("cls", Pooling::Cls), ("lasttoken", Pooling::LastToken)]
+        {
+            write(
+                "1_Pooling/config.json",
+                json!({"embedding_dimension": 8, "pooling_mode": mode, "include_prompt": true}),
+            );
+            assert_eq!(configured_pooling(folder).unwrap(), pooling);
+        }
+        write("1_Pooling/config.json", json!({"pooling_mode": ["mean", "max"]}));
+        assert!(configured_pooling(folder).unwrap_err().to_string().contains("`mean` and `max`"));
+        write("1_Pooling/config.json", json!({"pooling_mode": ["mean"]}));
+        assert_eq!(configured_pooling(folder).unwrap(), Pooling::Mean);
 
         write("modules.json", json!([{"type": "sentence_transformers.models.Pooling"}]));
         refuse_more_modules(folder).unwrap();

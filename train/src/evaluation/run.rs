@@ -88,6 +88,9 @@ impl Run {
                     "{place}: found `{text}`, expected `qid Q0 docno rank sim run_id` with a number as sim"
                 );
             };
+            if data.is_empty_document(document) {
+                continue;
+            }
             let (Some(&q), Some(&d)) = (data.query_index.get(query), data.document_index.get(document))
             else {
                 let known = data.query_index.contains_key(query);
@@ -107,14 +110,15 @@ impl Run {
     }
 }
 
-/// Metrics of each of the run's queries that have relevant documents. A document with its query's id is passed over, as BEIR's
+/// Metrics of each of the run's queries that somebody judged; where nothing was judged to be relevant they are 0, as in
+/// trec_eval. What has a gain of at least `level` is relevant (trec_eval's `-l`); nDCG's gains do not depend on it. A document with its query's id is passed over, as BEIR's
 /// evaluation does (in its ArguAna and Quora every query is a document), unless somebody judged it.
-pub fn per_query(run: &Run, qrels: &Qrels) -> BTreeMap<String, Values> {
+pub fn per_query(run: &Run, qrels: &Qrels, level: u32) -> BTreeMap<String, Values> {
     let measured = run.ranked().filter_map(|(query, ranked)| {
         let judgements = qrels.get(query)?;
         let ids = ranked.iter().map(|(id, _)| id.as_str());
         let ranked: Vec<&str> = ids.filter(|id| !is_itself(query, id, judgements)).collect();
-        Some((query.to_owned(), values(&ranked, judgements)?))
+        Some((query.to_owned(), values(&ranked, judgements, level)))
     });
     measured.collect()
 }
@@ -124,14 +128,20 @@ pub fn is_itself(query: &str, document: &str, judgements: &Judgements) -> bool {
     query == document && !judgements.contains_key(document)
 }
 
-fn values(ranked: &[&str], judgements: &Judgements) -> Option<Values> {
-    Some([
-        recall_at_k(ranked, judgements, 1)?,
-        recall_at_k(ranked, judgements, 3)?,
-        recall_at_k(ranked, judgements, 10)?,
-        mrr_at_k(ranked, judgements, 10)?,
-        ndcg_at_k(ranked, judgements, 10)?,
-    ])
+fn values(ranked: &[&str], judgements: &Judgements, level: u32) -> Values {
+    let relevant: Judgements = judgements
+        .iter()
+        .filter(|(_, gain)| **gain >= level.max(1))
+        .map(|(id, gain)| (id.clone(), *gain))
+        .collect();
+    [
+        recall_at_k(ranked, &relevant, 1),
+        recall_at_k(ranked, &relevant, 3),
+        recall_at_k(ranked, &relevant, 10),
+        mrr_at_k(ranked, &relevant, 10),
+        ndcg_at_k(ranked, judgements, 10),
+    ]
+    .map(|value| value.unwrap_or(0.0))
 }
 
 /// Means of per-query metrics, by name of [`COLUMNS`]; zeros where there is no query.
@@ -144,9 +154,9 @@ pub fn means<'a>(values: impl IntoIterator<Item = &'a Values>) -> Metrics {
     COLUMNS.iter().zip(sums).map(|(name, sum)| ((*name).to_owned(), sum / f64::max(count, 1.0))).collect()
 }
 
-/// Means over the run's queries that have relevant documents, by name of [`COLUMNS`].
+/// Means over the run's queries that somebody judged, by name of [`COLUMNS`].
 pub fn measure(run: &Run, qrels: &Qrels) -> Metrics {
-    means(per_query(run, qrels).values())
+    means(per_query(run, qrels, 1).values())
 }
 
 #[cfg(test)]
@@ -173,11 +183,45 @@ mod tests {
         let metrics = measure(&run, &qrels);
         assert_eq!(metrics["Recall@1"], 0.5);
         assert!((metrics["MRR@10"] - (1.0 + 1.0 / 3.0) / 2.0).abs() < 1e-12);
-        assert_eq!(per_query(&run, &qrels)["q2"][..3], [0.0, 1.0, 1.0]);
+        assert_eq!(per_query(&run, &qrels, 1)["q2"][..3], [0.0, 1.0, 1.0]);
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("x.trec");
         run.write_trec(&file, "x", 1).unwrap();
         assert_eq!(fs::read_to_string(file).unwrap(), "q1 Q0 a 1 2 x\nq2 Q0 a 1 3 x\n");
+    }
+
+    /// Graded, negative, tied, lost and unjudged, query by query and in the mean, as trec_eval has them: numbers that differ from
+    /// everybody else's cannot stand beside them. A query of which nothing is relevant counts as 0 instead of raising the mean.
+    #[test]
+    fn metrics_are_those_of_pytrec_eval() {
+        let golden: serde_json::Value =
+            serde_json::from_str(include_str!("golden/pytrec_eval.json")).unwrap();
+        let mut qrels = Qrels::new();
+        for (query, judged) in golden["qrels"].as_object().unwrap() {
+            let gains = judged.as_object().unwrap().iter();
+            let gains = gains.map(|(id, gain)| (id.clone(), gain.as_i64().unwrap().max(0) as u32));
+            qrels.insert(query.clone(), gains.collect());
+        }
+        let mut run = Run::default();
+        for (query, scores) in golden["run"].as_object().unwrap() {
+            for (id, score) in scores.as_object().unwrap() {
+                run.add(query, id, score.as_f64().unwrap() as f32);
+            }
+        }
+        for (level, expected) in golden["expected"].as_object().unwrap() {
+            let found = per_query(&run, &qrels, level.parse().unwrap());
+            let expected = expected.as_object().unwrap();
+            assert_eq!(found.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>());
+            for (query, values) in expected {
+                for (name, found) in COLUMNS.iter().zip(found[query]) {
+                    let expected = values[*name].as_f64().unwrap();
+                    assert!(
+                        (found - expected).abs() < 1e-9,
+                        "{query}, level {level}, {name}: {found}, {expected}"
+                    );
+                }
+            }
+        }
     }
 
     /// Where every query is a document too, each finds itself first; BEIR's numbers are made without it.

@@ -3,7 +3,7 @@
 use super::run::is_itself;
 use crate::sampling::{draw, rng};
 use anyhow::Result;
-use models::beir::{BeirData, Document, Qrels};
+use models::beir::{BeirData, Document, LenientQrels, Qrels};
 use models::metrics::Judgements;
 use rand::seq::SliceRandom;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
@@ -70,7 +70,9 @@ impl<'a> Task<'a> {
     /// Reads the splits' judgements.
     pub fn new(data: &'a BeirData, splits: &[String], config: TaskConfig) -> Result<Self> {
         let splits = splits.iter().map(|name| {
-            let qrels = sampled(data.qrels(name)?, config);
+            let LenientQrels { qrels, notes } = data.lenient_qrels(name)?;
+            notes.iter().for_each(|note| eprintln!("{note}"));
+            let qrels = sampled(qrels, config);
             let pools = pools(data, &qrels, config);
             Ok(Split { name: name.clone(), qrels, pools })
         });
