@@ -22,16 +22,16 @@ pub struct RunArgs {
     /// Split to train on
     #[arg(long, default_value = "train")]
     pub split: String,
-    /// Splits to judge on while training; their metrics are averaged
+    /// Splits to evaluate on while training; their metrics are averaged
     #[arg(long, value_delimiter = ',', default_value = "dev")]
     pub dev_split: Vec<String>,
     /// Documents that take part: judged in the training split, or the whole corpus
     #[arg(long, value_enum, default_value = "judged")]
     pub documents: TrainDocuments,
-    /// Longest gradient; a longer one is scaled down
+    /// Gradient clipping: a larger norm is scaled down to this
     #[arg(long, default_value_t = 1.0)]
     pub max_grad_norm: f64,
-    /// Stop when so many evaluations in a row bring no better MRR@10 on dev; 0 = never
+    /// Stop when so many evaluations in a row do not improve MRR@10 on dev; 0 = never
     #[arg(long, default_value_t = 0)]
     pub patience: usize,
     /// Keep a running average of the parameters that moves by 1 - this at each step; 0 = the parameters themselves
