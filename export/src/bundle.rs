@@ -492,7 +492,7 @@ fn write_predictor(
     folded.write(&fold, dtype)?;
     let (unfolded, folded) = (megabytes(&file)?, megabytes(&fold)?);
     let (form, m) = (student.student.form, student.student.inner_dimensions);
-    say(&format!("predictor  {form:?}, {m} dimensions, {unfolded:.1} MB, folded {folded:.1} MB"));
+    say(&format!("predictor  {form:?}, {m} numbers per document, {unfolded:.1} MB, folded {folded:.1} MB"));
     Ok(())
 }
 

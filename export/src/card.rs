@@ -41,7 +41,7 @@ pub fn card(manifest: &Manifest, megabytes: f64) -> String {
         line("query adapter", format!("rank {rank}, in the same graph"));
     }
     line("latent", format!("layers {:?}, {} numbers", predictor.latents.layers, encoder.dimensions));
-    line("predictor", format!("{:?}, {} dimensions", predictor.form, predictor.inner_dimensions));
+    line("predictor", format!("{:?}, {} numbers per document", predictor.form, predictor.inner_dimensions));
     line("longest pass", format!("{} tokens, prompt included", encoder.max_tokens));
     line("size", format!("{megabytes:.1} MB"));
     line("document digest", format!("`{}`", manifest.document_digest.get(..16).unwrap_or_default()));

@@ -33,15 +33,15 @@ struct Args {
     /// Operators of the encoder
     #[arg(long, value_enum, default_value_t = GraphArg::Fused)]
     graph: GraphArg,
-    /// Data set in BEIR layout: its texts decide how int8 and int4 weights are rounded (GPTQ) and, in int8, how outlier channels
-    /// are smoothed (SmoothQuant); its dev queries decide which layers get more bits (mixed precision; minutes)
+    /// Data set in BEIR layout whose texts decide how int8 and int4 weights are rounded (GPTQ) and, in int8, which neurons are
+    /// divided, and whose dev queries decide which layers get more bits (minutes)
     #[arg(long, value_name = "DIR")]
     calibrate: Option<PathBuf>,
-    /// Mixed precision: layers that get more bits, counted from 0: `0,1,7:fp32` has 8 bits in blocks in two and fp32 in one; or
-    /// `none` [default: with --calibrate as few as hold the ranking]
+    /// Layers that get more bits, counted from 0: `0,1,7:fp32` has 8 bits in blocks in two and fp32 in one; or `none`
+    /// [default: with --calibrate as few as hold the ranking]
     #[arg(long, value_name = "LAYERS", conflicts_with = "reranker", value_parser = keep_layers)]
     keep_layers: Option<KeepLayers>,
-    /// Data set in BEIR layout on which the ranking must agree with that of the fp32 bundle
+    /// Data set in BEIR layout on which the ranking is held to that of the fp32 bundle
     #[arg(long, value_name = "DIR")]
     verify: Option<PathBuf>,
     /// Split of --verify
@@ -50,10 +50,10 @@ struct Args {
     /// Most queries of --verify; 0 = all
     #[arg(long, default_value_t = 0, requires = "verify")]
     queries: usize,
-    /// Write the bundle even if it misses the limits on parity with the student or on --verify (the manifest says so)
+    /// Write the bundle even where it differs from the student by more than the limits (the manifest says so)
     #[arg(long)]
     allow_degraded: bool,
-    /// ONNX Runtime library that the bundle is verified with [default: searched for as `runtime` does]
+    /// ONNX Runtime library that proves the bundle [default: searched for as `runtime` does]
     #[arg(long, value_name = "FILE")]
     ort_dylib: Option<PathBuf>,
 }
