@@ -5,6 +5,8 @@
 
 #[path = "support/data.rs"]
 pub mod data;
+#[path = "support/markdown.rs"]
+pub mod markdown;
 #[path = "support/model.rs"]
 pub mod model;
 #[path = "support/onnx.rs"]

@@ -32,25 +32,25 @@ pub struct Global {
     /// Threads for graphs and search; 0 = one for each physical core
     #[arg(long, global = true, value_name = "N", default_value_t = 0)]
     threads: usize,
-    /// Keep the program on these processors, e.g. 0-1,4, so that others keep theirs
+    /// Run on these processors only, e.g. 0-1,4, and leave the others free
     #[arg(long, global = true, value_name = "LIST")]
     cpus: Option<Cpus>,
-    /// What computes, most wanted first, as far as the library has it; the CPU takes what is left
+    /// Execution providers in order of preference, as far as the library has them; the CPU takes the rest
     #[arg(long, global = true, value_name = "PROVIDERS", value_delimiter = ',')]
     provider: Vec<Provider>,
-    /// Let threads sleep while they wait within a run: kinder to other programs, slower
+    /// Let threads sleep instead of spin while they wait: leaves more CPU to other programs, slower
     #[arg(long, global = true)]
     no_spinning: bool,
-    /// Give memory back after every run instead of keeping that of the largest: slower
+    /// Return memory to the system after every run instead of keeping the peak of the largest: slower
     #[arg(long, global = true)]
     no_arena: bool,
-    /// Encode the largest batch there can be before anything else: memory's peak then comes at the start, not in the field
+    /// Encode the largest possible batch first, so that the peak of memory comes at the start
     #[arg(long, global = true)]
     warm_up: bool,
     /// How vectors are kept in memory and scanned; scores do not depend on it [default: f32 up to 20,000 documents, else int8]
     #[arg(long, global = true, value_name = "PRECISION")]
     vectors: Option<Precision>,
-    /// Trust the bundle to compute here what it computed where it was exported
+    /// Do not check at start that the bundle computes the same here as where it was exported
     #[arg(long, global = true)]
     skip_self_test: bool,
 }

@@ -86,7 +86,7 @@ pub fn run(args: &Args, global: &Global) -> anyhow::Result<Outcome> {
         true,
         "bundle",
         format!(
-            "{}, all {} files as exported, {} layers {}, {} numbers per document",
+            "{}, all {} files as exported, {} layers {}, {} dimensions",
             bundle.dir.display(),
             manifest.digests.len(),
             manifest.encoder.layers,

@@ -80,7 +80,7 @@ impl Database {
         let measure = Measure::new(&key);
         if measure.graph().is_none() {
             (options.notice)(&format!(
-                "{} numbers a document are more than pgvector links in a graph; every document is scanned",
+                "{} dimensions are more than pgvector's graph takes; every document is scanned",
                 key.inner_dimensions
             ));
         }

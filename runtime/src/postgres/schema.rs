@@ -98,7 +98,7 @@ pub(super) fn prepare(
 ) -> Result<Abilities, PostgresError> {
     let database = connections.database();
     if key.inner_dimensions > MOST_STORED {
-        let (what, found) = ("the bundle's number of numbers per document", key.inner_dimensions.to_string());
+        let (what, found) = ("the bundle's number of dimensions", key.inner_dimensions.to_string());
         let expected = format!("at most {MOST_STORED}");
         return Err(PostgresError::Unfit { database, what, found, expected, hint: "" });
     }

@@ -76,7 +76,7 @@ pub enum StoreError {
     },
     /// A vector that does not belong into this index.
     #[error(
-        "document `{id}`: its vector has {found} numbers (finite: {finite}), the index holds {expected} finite ones each"
+        "document `{id}`: its vector has {found} dimensions (finite: {finite}), the index holds finite vectors of {expected}"
     )]
     Vector {
         /// The document.

@@ -36,9 +36,9 @@ const VARIANTS: &[(&str, &[&str])] = &[
     ("free maps", &["--start-weight", "0"]),
     ("unit length", &["--no-equalise"]),
     ("relu form", &["--form", "relu", "--lr", "1e-3", "--weight-decay", "0.05"]),
-    ("1024 numbers", &["--inner-dimensions", "1024"]),
+    ("1024 dimensions", &["--inner-dimensions", "1024"]),
     ("query adapters", &["--query-lora-rank", "16"]),
-    ("128 numbers", &["--inner-dimensions", "128"]),
+    ("128 dimensions", &["--inner-dimensions", "128"]),
 ];
 
 /// Distil students that differ in one choice each, with several seeds, and compare them on dev

@@ -54,7 +54,7 @@ pub struct Args {
     /// Residual of the predictor: the paper's last token, or a learned map of the latent (shallower, faster encoder)
     #[arg(long, value_enum, default_value = "pooled")]
     residual: ResidualArg,
-    /// Numbers stored per document
+    /// Dimensions of a document's vector
     #[arg(long, default_value_t = 512)]
     inner_dimensions: usize,
     /// Steps
@@ -88,7 +88,7 @@ pub struct Args {
     /// Dropout of the latents
     #[arg(long, default_value_t = 0.1)]
     dropout: f64,
-    /// Rank of adapters (LoRA) that queries alone are read with, trained with the predictor; 0 = none. Each step then runs the
+    /// Rank of adapters (LoRA) that are applied to queries only, trained with the predictor; 0 = none. Each step then runs the
     /// LLM over its queries
     #[arg(long, default_value_t = 0)]
     query_lora_rank: usize,
@@ -140,7 +140,7 @@ pub struct Args {
     /// Where latents and teacher targets are kept; default: beside the student
     #[arg(long, value_name = "DIR")]
     cache: Option<PathBuf>,
-    /// Judge on dev every so many steps (and at the end) and end with the best; 0 = only at the end
+    /// Evaluate on dev every so many steps (and at the end) and keep the best; 0 = only at the end
     #[arg(long, default_value_t = 50)]
     eval_every: usize,
     /// Save the run's state every so many steps; 0 = never

@@ -33,7 +33,7 @@ pub struct Args {
     /// Splits to measure on
     #[arg(long, value_delimiter = ',', default_value = "test")]
     split: Vec<String>,
-    /// Untaught model directory, asked as it is
+    /// Model directory without fine-tuning, as a zero-shot reranker
     #[arg(long, value_name = "DIR")]
     zero_shot: Option<PathBuf>,
     /// Teacher directory
@@ -49,7 +49,7 @@ pub struct Args {
     /// The lexical baseline
     #[arg(long)]
     bm25: bool,
-    /// Model directory: cosine of its hidden states' means over each text's tokens, nothing taught
+    /// Model directory: cosine of its hidden states' means over each text's tokens, without fine-tuning
     #[arg(long, value_name = "DIR")]
     llm_cosine: Option<PathBuf>,
     /// Layer whose output is averaged, 0 = embeddings; by default what the head reads (behind the final norm)

@@ -22,7 +22,7 @@ pub struct RunArgs {
     /// Split to train on
     #[arg(long, default_value = "train")]
     pub split: String,
-    /// Splits to judge on while training; their metrics are averaged
+    /// Splits to evaluate on while training; their metrics are averaged
     #[arg(long, value_delimiter = ',', default_value = "dev")]
     pub dev_split: Vec<String>,
     /// Documents that take part: judged in the training split, or the whole corpus
@@ -32,10 +32,10 @@ pub struct RunArgs {
     /// of its queries are seen, but less often [default: no cap]
     #[arg(long, value_name = "QUERIES", value_parser = clap::value_parser!(u32).range(1..))]
     pub cap: Option<u32>,
-    /// Longest gradient; a longer one is scaled down
+    /// Gradient clipping: a larger norm is scaled down to this
     #[arg(long, default_value_t = 1.0)]
     pub max_grad_norm: f64,
-    /// Stop when so many evaluations in a row bring no better MRR@10 on dev; 0 = never
+    /// Stop when so many evaluations in a row do not improve MRR@10 on dev; 0 = never
     #[arg(long, default_value_t = 0)]
     pub patience: usize,
     /// Keep a running average of the parameters that moves by 1 - this at each step; 0 = the parameters themselves

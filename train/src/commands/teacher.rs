@@ -27,7 +27,7 @@ use std::path::PathBuf;
 /// Dev queries whose scores travel with the teacher: what an exported reranker is held to.
 const GOLDEN: usize = 4;
 
-/// Teach a language model to judge documents (supervised fine-tuning of the binary choice, or DPO)
+/// Train a language model to judge documents (supervised fine-tuning of the binary choice, or DPO)
 #[derive(Debug, ClapArgs)]
 pub struct Args {
     /// Model directory to start from, as written by `train import` or an earlier `train teacher`
@@ -35,10 +35,10 @@ pub struct Args {
     model: PathBuf,
     #[command(flatten)]
     run: RunArgs,
-    /// What is taught about a pair
+    /// Training objective for a pair
     #[arg(long, value_enum, default_value = "sft")]
     objective: Objective,
-    /// DPO: how closely the model keeps to the one it started from; smaller goes further
+    /// DPO: strength of the constraint towards the model that training starts from; smaller allows larger changes
     #[arg(long, default_value_t = 0.1)]
     beta: f64,
     /// DPO: share of judgements taken to be wrong
@@ -71,7 +71,7 @@ pub struct Args {
     /// Share of the negatives that is hard
     #[arg(long, default_value_t = 0.5)]
     negatives_share: f64,
-    /// First documents of a ranking that are passed over: unjudged, they are likely relevant
+    /// First documents of a ranking to skip: unjudged, they are likely relevant
     #[arg(long, default_value_t = 0)]
     negatives_skip: usize,
     /// Ranks that hard negatives are drawn from
@@ -108,7 +108,7 @@ pub struct Args {
     /// With --lora-rank 0: leave the token embeddings as they are, and the head where it is the same matrix
     #[arg(long)]
     freeze_embeddings: bool,
-    /// Judge on dev every so many steps (and at the end) and end with the best; 0 = only at the end
+    /// Evaluate on dev every so many steps (and at the end) and keep the best; 0 = only at the end
     #[arg(long, default_value_t = 0)]
     eval_every: usize,
     /// Dev queries judged of each split; 0 = all
@@ -120,7 +120,7 @@ pub struct Args {
     /// Save the run's state every so many steps; 0 = never
     #[arg(long, default_value_t = 50)]
     save_every: usize,
-    /// On many processes: each keeps the optimizer's moments of its part of the parameters alone (ZeRO stage 1)
+    /// On many processes: each keeps the optimizer's state of its own part of the parameters only (ZeRO stage 1)
     #[arg(long)]
     shard_optimizer: bool,
 }

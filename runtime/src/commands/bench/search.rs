@@ -22,7 +22,7 @@ const CLUSTER: usize = 100;
 
 /// Measure searching: the exact scan in each precision and the graph: latency, recall, time to build and open, bytes
 ///
-/// Vectors are made up: unit length, in clusters of a hundred (the vectors of real documents are in clusters, too), queries
+/// Vectors are synthetic: unit length, in clusters of a hundred (the vectors of real documents are in clusters, too), queries
 /// near documents. Recall is the share of the f32 scan's best documents that are found; scans of less than f32 and the graph
 /// have their best ones scored again, as an index does. `open` maps the rows, or loads the graph, from a file that was
 /// just written.
@@ -31,7 +31,7 @@ pub struct Args {
     /// Numbers of documents
     #[arg(long, value_delimiter = ',', default_values_t = [1_000, 10_000, 100_000])]
     documents: Vec<usize>,
-    /// Numbers per document
+    /// Dimensions of a vector
     #[arg(long, default_value_t = 512)]
     dimensions: usize,
     /// Form of the predictor
@@ -49,7 +49,7 @@ pub struct Args {
     /// Results of a query
     #[arg(short, default_value_t = 10)]
     k: usize,
-    /// Nodes that the graph looks at for a query; 0 = what an index of this form uses
+    /// Nodes that the graph visits for a query (ef_search); 0 = what an index of this form uses
     #[arg(long, default_value_t = 0)]
     expansion: usize,
     /// Seed of the vectors
@@ -82,7 +82,7 @@ struct Measured {
     /// Of the f32 scan's latency.
     ratio: f64,
     recall: f64,
-    /// The graph's linking, or the rows' quantising.
+    /// Inserting into the graph, or quantising the rows.
     build_seconds: f64,
     open_ms: f64,
     file_bytes_per_document: f64,
@@ -102,10 +102,8 @@ pub fn run(args: &Args) -> anyhow::Result<Outcome> {
     }
     let (threads, m) = (rayon::current_num_threads(), args.dimensions);
     let mut out = io::stdout().lock();
-    let head = format!(
-        "{threads} threads, {m} numbers a document, {:?}, {} queries\n\n{HEAD}",
-        args.form, args.queries
-    );
+    let head =
+        format!("{threads} threads, {m} dimensions, {:?}, {} queries\n\n{HEAD}", args.form, args.queries);
     out.write_all(head.as_bytes()).context("cannot write to stdout")?;
     let mut all = Vec::new();
     for &documents in &args.documents {
