@@ -4,11 +4,11 @@
 
 mod support;
 
-use export::bundle::{KeepLayers, Options};
-use export::keep::KeptLayers;
-use export::onnx::{DataType, GraphProto, ModelProto};
-use export::ranking::RankingData;
-use export::reranker::{self, RerankerOptions};
+use export::bundle::options::{MixedPrecision, Options};
+use export::bundle::reranker::{self, RerankerOptions};
+use export::onnx::proto::{DataType, GraphProto, ModelProto};
+use export::quantise::mixed::MixedLayers;
+use export::verify::ranking::RankingData;
 use models::manifest::{Batching, GraphKind, Manifest, Precision};
 use models::student::{Form, Residual};
 use prost::Message;
@@ -54,7 +54,7 @@ fn every_architecture_means_what_the_reference_means() {
                     four_bits: false,
                     query_adapter: false,
                     idle_layer: false,
-                    loud_neuron: 1.0,
+                    outlier_channel: 1.0,
                 });
                 fixture.options.graph = kind;
                 let manifest = export(&fixture.options).unwrap_or_else(|error| panic!("{name}: {error}"));
@@ -145,9 +145,10 @@ fn every_precision_stays_near_the_reference() {
     }
 }
 
-/// Rounding with regard to what the maps read must bring the embeddings nearer, from texts alone, and the same each time.
+/// If GPTQ did not bring int4 embeddings nearer to fp32, or not the same ones every time, a calibration would be minutes for
+/// nothing, or an index would no longer fit its bundle.
 #[test]
-fn calibration_brings_few_bits_nearer() {
+fn calibration_brings_int4_nearer() {
     if !onnxruntime() {
         return;
     }
@@ -156,7 +157,7 @@ fn calibration_brings_few_bits_nearer() {
     fixture.options.allow_degraded = true;
     let plain = export(&fixture.options).unwrap();
     fixture.options.calibration = Some(fixture.write_data());
-    fixture.options.keep = KeepLayers::These(KeptLayers::none());
+    fixture.options.mixed_precision = MixedPrecision::Layers(MixedLayers::none());
     fixture.options.ranking =
         Some(RankingData { dir: fixture.write_data(), split: "dev".into(), queries: 0 });
     let mut calibrated = Vec::new();
@@ -178,9 +179,10 @@ fn calibration_brings_few_bits_nearer() {
     assert!(!fixture.options.out.join("observed.onnx").exists());
 }
 
-/// A layer that is kept from few bits computes in fp32 and is half as large: nearer by as much as fp32, at 16 bits a weight.
+/// An fp32 layer of an int8 graph must compute in fp32, or its accuracy is lost, and take 16 bits per weight, or every robot
+/// stores it twice as large.
 #[test]
-fn kept_layers_are_stored_in_halves() {
+fn fp32_layers_are_stored_in_half_precision() {
     if !onnxruntime() {
         return;
     }
@@ -189,7 +191,8 @@ fn kept_layers_are_stored_in_halves() {
         fixture.options.graph = kind;
         fixture.options.precision = Precision::Int8;
         fixture.options.allow_degraded = true;
-        fixture.options.keep = KeepLayers::These(KeptLayers::parse("0:fp32,1:fp32,2:fp32").unwrap());
+        fixture.options.mixed_precision =
+            MixedPrecision::Layers(MixedLayers::parse("0:fp32,1:fp32,2:fp32").unwrap());
         let manifest = export(&fixture.options).unwrap();
         // What is left is the token table in 8 bits.
         assert!(parity(&manifest, "embedding_cosine_min") > 0.999_5, "{kind:?}: {}", manifest.parity);
@@ -204,10 +207,10 @@ fn kept_layers_are_stored_in_halves() {
     }
 }
 
-/// Layers that few bits cost too much must be found, be said, and make the bundle hold what it missed; nobody pays for more bits
-/// that were not needed.
+/// Layers that lose too much by quantising must be found, be listed in the card, and bring the ranking back within its limits; no
+/// robot should pay for a higher precision that was not needed.
 #[test]
-fn layers_that_need_more_bits_are_found() {
+fn layers_that_need_a_higher_precision_are_found() {
     if !onnxruntime() {
         return;
     }
@@ -222,27 +225,27 @@ fn layers_that_need_more_bits_are_found() {
             Some(RankingData { dir: fixture.write_data(), split: "dev".into(), queries: 0 });
         let more = precision.more(fixture.options.graph).unwrap();
         let held = |manifest: &Manifest| !manifest.parity["failed"].to_string().contains("data, dev");
-        let mut exported = |name: &str, keep: KeepLayers| {
+        let mut exported = |name: &str, mixed: MixedPrecision| {
             fixture.options.out = fixture.options.out.with_file_name(name);
-            fixture.options.keep = keep;
+            fixture.options.mixed_precision = mixed;
             let manifest = export(&fixture.options).unwrap();
             (fs::read_to_string(fixture.options.out.join("MODEL_CARD.md")).unwrap(), manifest)
         };
-        let (_, none) = exported("none", KeepLayers::These(KeptLayers::none()));
-        let (card, found) = exported("found", KeepLayers::Search);
-        let kept = KeptLayers {
-            more: found.encoder.kept_layers.iter().copied().collect(),
-            floats: found.encoder.float_layers.iter().copied().collect(),
+        let (_, none) = exported("none", MixedPrecision::Layers(MixedLayers::none()));
+        let (card, found) = exported("found", MixedPrecision::Search);
+        let mixed = MixedLayers {
+            higher: found.encoder.kept_layers.iter().copied().collect(),
+            fp32: found.encoder.float_layers.iter().copied().collect(),
         };
-        // Nothing is kept only where nothing needs to be; something also where the limit is held with nothing to spare.
-        assert!(held(&none) || !kept.more.is_empty(), "{kept:?}");
-        if kept.more.is_empty() {
+        // No layer has a higher precision only if none needs it; some may also have it where the limit is met without a margin.
+        assert!(held(&none) || !mixed.higher.is_empty(), "{mixed:?}");
+        if mixed.higher.is_empty() {
             continue;
         }
         if !held(&found) {
-            // Where not even fp32 in every layer holds the ranking, the best bundle there is has it.
+            // Where not even fp32 in every layer keeps the ranking, the best bundle there is has that.
             assert_eq!(
-                Vec::from_iter(kept.floats),
+                Vec::from_iter(mixed.fp32),
                 Vec::from_iter(0..found.encoder.layers),
                 "{}",
                 found.parity
@@ -250,12 +253,12 @@ fn layers_that_need_more_bits_are_found() {
             continue;
         }
         helped += 1;
-        assert!(card.contains(&kept.describe(more)), "{card}");
+        assert!(card.contains(&mixed.describe(more)), "{card}");
         // Asked for by name they are the same bundle.
-        let (_, named) = exported("named", KeepLayers::These(kept));
+        let (_, named) = exported("named", MixedPrecision::Layers(mixed));
         assert_eq!(named.document_digest, found.document_digest);
     }
-    assert!(helped > 0, "no case needed more bits and was helped by them");
+    assert!(helped > 0, "no case needed a higher precision and was helped by it");
 }
 
 /// A tokenizer of another model must be refused before its ids are looked up as rows that are not there, and nothing of
@@ -291,11 +294,11 @@ fn kinds_of_graph_refuse_what_they_cannot_say() {
     fixture.options.calibration = Some(fixture.write_data());
     assert!(fixture.refusal().contains("--calibrate is for"));
     fixture.options.calibration = None;
-    fixture.options.keep = KeepLayers::These(KeptLayers::parse("0").unwrap());
-    assert!(fixture.refusal().contains("--keep-layers is for"));
+    fixture.options.mixed_precision = MixedPrecision::Layers(MixedLayers::parse("0").unwrap());
+    assert!(fixture.refusal().contains("--mixed-precision is for"));
     fixture.options.precision = Precision::Int8;
-    fixture.options.keep = KeepLayers::These(KeptLayers::parse("1,99").unwrap());
-    assert!(fixture.refusal().contains("--keep-layers 99: this student's encoder has layers 0 to"));
+    fixture.options.mixed_precision = MixedPrecision::Layers(MixedLayers::parse("1,99").unwrap());
+    assert!(fixture.refusal().contains("--mixed-precision 99: this student's encoder has layers 0 to"));
 }
 
 /// If padding reaches a real token or the pooling, recall falls only where texts share a batch, and no error is seen.
@@ -408,21 +411,22 @@ fn int8_is_near_small_and_deterministic() {
     }
 }
 
-/// A neuron that reaches far beyond all others takes the steps of 8 bits from them, in its own and in every other token: with a
-/// calibration it is divided, and where that is not enough its layer keeps a scale for each token.
+/// A channel with much larger activations than all others leaves them few of the 256 steps, and embeddings lose precision: with a
+/// calibration SmoothQuant scales it, and where that is not enough its layer keeps one activation scale per token.
 #[test]
-fn loud_neurons_are_divided() {
+fn outlier_channels_are_scaled() {
     if !onnxruntime() {
         return;
     }
     for (name, config) in configs().into_iter().filter(|(_, config)| takes_fused(config)) {
         let mut cosines = Vec::new();
-        for (loud_neuron, calibrated) in [(1.0, true), (60.0, false), (60.0, true)] {
-            let mut fixture = Fixture::new(&Plan { config: config.clone(), loud_neuron, ..Plan::llama() });
+        for (outlier_channel, calibrated) in [(1.0, true), (60.0, false), (60.0, true)] {
+            let mut fixture =
+                Fixture::new(&Plan { config: config.clone(), outlier_channel, ..Plan::llama() });
             fixture.options.precision = Precision::Int8;
             fixture.options.allow_degraded = true;
             fixture.options.calibration = calibrated.then(|| fixture.write_data());
-            fixture.options.keep = KeepLayers::These(KeptLayers::none());
+            fixture.options.mixed_precision = MixedPrecision::Layers(MixedLayers::none());
             let manifest = export(&fixture.options).unwrap_or_else(|error| panic!("{name}: {error}"));
             cosines.push(parity(&manifest, "embedding_cosine_min"));
             let encoder = graph(&fixture.options.out.join("encoder.onnx"));
@@ -432,15 +436,15 @@ fn loud_neurons_are_divided() {
                 .filter(per_token)
                 .filter_map(|name| name.split('/').nth(2))
                 .collect();
-            let expected: &[&str] = match (calibrated, loud_neuron > 1.0) {
+            let expected: &[&str] = match (calibrated, outlier_channel > 1.0) {
                 (false, _) => &["layers.0", "layers.1", "layers.2"],
                 (true, true) => &["layers.1"],
                 (true, false) => &[],
             };
             assert_eq!(layers, expected, "{name}");
         }
-        let [_, plain, divided] = cosines[..] else { panic!("{cosines:?}") };
-        assert!(1.0 - divided < 0.7 * (1.0 - plain), "{name}: {cosines:?}");
+        let [_, plain, scaled] = cosines[..] else { panic!("{cosines:?}") };
+        assert!(1.0 - scaled < 0.7 * (1.0 - plain), "{name}: {cosines:?}");
     }
 }
 

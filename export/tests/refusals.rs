@@ -1,4 +1,4 @@
-//! What is not exported, and how that is said: one clear sentence, and nothing half written.
+//! What is refused, and in which words: one clear sentence, and nothing half written.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
@@ -162,7 +162,7 @@ fn files_that_contradict_each_other_are_refused() {
     }
 }
 
-/// Without reference numbers nothing proves the bundle; the way to them must be said.
+/// Without reference scores nothing checks the bundle; the refusal must say how to get them.
 #[test]
 fn a_student_without_goldens_is_refused() {
     let fixture = Fixture::new(&Plan::llama());
@@ -226,6 +226,6 @@ fn the_command_line_prints_the_path() {
     let output = run(&["--onnx", "--student", student, "--out", out, "--precision", "int8"]);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     assert_eq!(String::from_utf8_lossy(&output.stdout), format!("{out}\n"));
-    let talk = String::from_utf8_lossy(&output.stderr);
-    assert_says(&talk, &["encoder", "down_proj", "parity", "top-1"]);
+    let progress = String::from_utf8_lossy(&output.stderr);
+    assert_says(&progress, &["encoder", "down_proj", "parity", "top-1"]);
 }
