@@ -5,7 +5,7 @@
 //!
 //! 1. `error`, `matrix`: what everything else shares;
 //! 2. `onnx`: the file format, and a graph under construction;
-//! 3. `quantise`: weights in few bits, and the basis in which they lose least;
+//! 3. `quantise`: int8 and int4 weights, and the basis in which they lose least;
 //! 4. `source`: a checkpoint's tensors, checked, in that basis; the prompt's keys and values;
 //! 5. `emit`: one emitter for each block, and the whole graphs;
 //! 6. `verify`: a finished bundle against the reference scores and against fp32;

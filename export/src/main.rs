@@ -41,8 +41,9 @@ struct Args {
     /// chosen
     #[arg(long, value_name = "DIR")]
     calibrate: Option<PathBuf>,
-    /// Layers with a higher precision than the others, counted from 0: `0,1,7:fp32` gives layers 0 and 1 int8 blocks and layer
-    /// 7 fp32; `none` gives no layer a higher precision [default: with --calibrate, as few layers as keep the ranking]
+    /// Layers with a higher precision than the others, counted from 0: `0,1,7:fp32` gives layers 0 and 1 int8 in blocks (in a
+    /// portable graph fp32) and layer 7 fp32; `none` gives no layer a higher precision [default: with --calibrate, as few layers
+    /// as keep the ranking]
     #[arg(
         long,
         alias = "keep-layers",

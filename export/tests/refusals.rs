@@ -215,6 +215,23 @@ fn the_command_line_answers_in_one_line() {
     assert_says(&String::from_utf8_lossy(&output.stderr), &["int3", "fp32", "int8"]);
 }
 
+/// Scripts that name layers by the flag's old spelling would fail in the middle of the night after an update.
+#[test]
+fn the_old_spelling_of_mixed_precision_is_understood() {
+    for flag in ["--mixed-precision", "--keep-layers"] {
+        let output = run(&["--onnx", "--student", "nowhere", "--out", "x", flag, "0, 5:fp32"]);
+        assert_says(&String::from_utf8_lossy(&output.stderr), &["nowhere/student.json"]);
+        let output = run(&["--onnx", "--student", "nowhere", "--out", "x", flag, "0,fp32"]);
+        assert_eq!(output.status.code(), Some(2));
+        assert_says(
+            &String::from_utf8_lossy(&output.stderr),
+            &["0,fp32", "layer numbers separated by commas"],
+        );
+    }
+    let help = String::from_utf8(run(&["--help"]).stdout).unwrap();
+    assert!(help.contains("--mixed-precision") && !help.contains("--keep-layers"), "{help}");
+}
+
 /// The bundle's path is all that a script finds on stdout.
 #[test]
 fn the_command_line_prints_the_path() {

@@ -11,7 +11,9 @@ pub fn card(manifest: &Manifest, megabytes: f64) -> String {
     let precision = match encoder.precision {
         Precision::Fp32 => "fp32",
         Precision::Fp16 => "fp16 (for GPUs)",
-        Precision::Int8 => "int8 (weights per output channel, activations at run time)",
+        Precision::Int8 => {
+            "int8 (weights with a scale per output channel, activations quantised at run time)"
+        }
         Precision::Int4 => "int4 (weights in blocks of 32)",
     };
     let graph = match encoder.graph {
@@ -35,30 +37,33 @@ pub fn card(manifest: &Manifest, megabytes: f64) -> String {
             higher: encoder.kept_layers.iter().copied().collect(),
             fp32: encoder.float_layers.iter().copied().collect(),
         };
-        line("layers in more bits", format!("{}, to hold the ranking", mixed.describe(higher)));
+        line("layers in a higher precision", format!("{}, to keep the ranking", mixed.describe(higher)));
     }
     if let Some(rank) = encoder.query_adapter_rank {
         line("query adapter", format!("rank {rank}, in the same graph"));
     }
-    line("latent", format!("layers {:?}, {} numbers", predictor.latents.layers, encoder.dimensions));
-    line("predictor", format!("{:?}, {} numbers per document", predictor.form, predictor.inner_dimensions));
+    line("latent", format!("layers {:?}, {} dimensions", predictor.latents.layers, encoder.dimensions));
+    line(
+        "predictor",
+        format!("{:?}, {} dimensions per document", predictor.form, predictor.inner_dimensions),
+    );
     line("longest pass", format!("{} tokens, prompt included", encoder.max_tokens));
     line("size", format!("{megabytes:.1} MB"));
     line("document digest", format!("`{}`", manifest.document_digest.get(..16).unwrap_or_default()));
 
     text.push_str("\n## Measured at export\n\n");
-    numbers(&mut text, "Against the student's own numbers (libtorch)", &manifest.parity);
+    table(&mut text, "Compared with the student's own scores and latents (libtorch)", &manifest.parity);
     for ranking in manifest.parity["ranking"].as_array().into_iter().flatten() {
         let about = format!(
-            "Against the fp32 bundle: {} ({} queries, {} documents)",
+            "Compared with the fp32 bundle: {} ({} queries, {} documents)",
             ranking["data"].as_str().unwrap_or_default(),
             ranking["queries"],
             ranking["documents"]
         );
-        numbers(&mut text, &about, ranking);
+        table(&mut text, &about, ranking);
     }
     if let Some(failed) = manifest.parity["failed"].as_array().filter(|failed| !failed.is_empty()) {
-        text.push_str("**Limits that are not held:**\n\n");
+        text.push_str("**Limits that are exceeded:**\n\n");
         for limit in failed {
             let _ = writeln!(text, "- {}", limit.as_str().unwrap_or_default());
         }
@@ -73,7 +78,7 @@ pub fn card(manifest: &Manifest, megabytes: f64) -> String {
     text
 }
 
-fn numbers(text: &mut String, about: &str, values: &Value) {
+fn table(text: &mut String, about: &str, values: &Value) {
     let _ = writeln!(text, "{about}:\n\n| measure | value |\n| --- | ---: |");
     for (name, value) in values.as_object().into_iter().flatten() {
         if let (Some(number), false) = (value.as_f64(), matches!(name.as_str(), "queries" | "documents")) {

@@ -1,6 +1,6 @@
 //! The ONNX file format: its protobuf messages, by hand, so that no `protoc` and no generated code is needed.
-//! Field numbers and value codes: <https://github.com/onnx/onnx/blob/main/onnx/onnx.proto>; fields we never write are
-//! left out (protobuf readers do not miss them).
+//! Field numbers and value codes: <https://github.com/onnx/onnx/blob/main/onnx/onnx.proto>; fields that we never write are
+//! left out, as protobuf allows.
 //!
 //! The schema is proto2: an optional scalar that is set to zero is written, and one that is not set is absent. The
 //! ONNX checker tells the two apart in attributes, hence `Option` there.
@@ -148,7 +148,7 @@ impl AttributeProto {
     }
 }
 
-/// A tensor: its numbers stand in `raw_data`, or in another file that `external_data` names.
+/// A tensor: its elements are in `raw_data`, or in another file that `external_data` names.
 #[derive(Clone, PartialEq, Message)]
 pub struct TensorProto {
     /// Shape.
@@ -160,13 +160,13 @@ pub struct TensorProto {
     /// Unique name.
     #[prost(string, optional, tag = "8")]
     pub name: Option<String>,
-    /// Little-endian numbers, row-major.
+    /// Little-endian elements, row-major.
     #[prost(bytes = "vec", optional, tag = "9")]
     pub raw_data: Option<Vec<u8>>,
     /// `location`, `offset`, `length`.
     #[prost(message, repeated, tag = "13")]
     pub external_data: Vec<StringStringEntryProto>,
-    /// Where the numbers are.
+    /// Where the elements are.
     #[prost(enumeration = "DataLocation", optional, tag = "14")]
     pub data_location: Option<i32>,
 }
@@ -191,7 +191,7 @@ pub enum DataType {
     Float16 = 10,
 }
 
-/// Where a tensor's numbers are.
+/// Where a tensor's elements are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Enumeration)]
 #[repr(i32)]
 pub enum DataLocation {

@@ -1,4 +1,4 @@
-//! Numbers of initialisers, in the graph's own file or in the external data file beside it.
+//! Elements of initialisers, in the graph's own file or in the external data file beside it.
 
 use crate::onnx::proto::DataType;
 use std::fs::File;
@@ -12,7 +12,7 @@ pub(super) const PAGE: u64 = 4096;
 /// Where smaller ones start: a cache line.
 pub(super) const LINE: u64 = 64;
 
-/// Numbers of an initialiser, row-major.
+/// Elements of an initialiser, row-major.
 #[derive(Debug, Clone, Copy)]
 pub enum TensorData<'a> {
     /// f32.
@@ -87,7 +87,7 @@ impl ExternalData {
         &self.path
     }
 
-    /// Appends aligned numbers; returns their offset and length.
+    /// Appends elements, aligned; returns their offset and length.
     pub(super) fn write(&mut self, data: TensorData<'_>) -> io::Result<(u64, u64)> {
         let align = if data.bytes() >= PAGED_BYTES { PAGE } else { LINE };
         let start = self.length.next_multiple_of(align);

@@ -161,8 +161,8 @@ fn best_scale(block: &[f32; BLOCK]) -> f32 {
 mod tests {
     use super::*;
 
-    /// Half a step is the most that a weight within reach may move, whatever its neighbours in other blocks are; numbers
-    /// are packed in the order in which the operator reads them.
+    /// If large weights in another block cost this block its precision, or packing put weights in another order than the operator
+    /// reads, every embedding would be wrong.
     #[test]
     fn blocks_have_their_own_scale() {
         let columns = BLOCK + 3;

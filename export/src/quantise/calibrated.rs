@@ -10,7 +10,7 @@ use std::collections::HashMap;
 use std::hash::Hash;
 use std::rc::Rc;
 
-/// Rounds weights by GPTQ, and keeps what it has rounded.
+/// Rounds weights by GPTQ, each once.
 pub struct CalibratedQuantiser {
     stats: ActivationStats,
     pairs: Cache<String, Int8Rows>,

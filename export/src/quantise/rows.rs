@@ -11,7 +11,7 @@ const PAIR_MAX: f32 = 128.0;
 
 /// A matrix in 8 bits, `[rows, columns]`: `w[row, :] ~ scale[row] * q[row, :]`.
 pub struct Int8Rows {
-    /// Whole numbers, row-major.
+    /// Rounded weights, row-major.
     pub values: Vec<i8>,
     /// One scale per row.
     pub scales: Vec<f32>,
@@ -117,7 +117,7 @@ mod tests {
         let (rows, columns) = (40, 97);
         let mut seed = 1u64;
         let mut next = || {
-            // The sum of four evenly spread numbers is nearly normal.
+            // The sum of four uniform numbers is nearly normal.
             (0..4)
                 .map(|_| {
                     seed =

@@ -47,7 +47,7 @@ impl TensorSource {
         self.weights.file()
     }
 
-    /// Shape and numbers of a tensor, all finite.
+    /// Shape and elements of a tensor, all finite.
     pub fn tensor(&mut self, name: &str) -> Result<(Vec<usize>, Vec<f32>), ExportError> {
         let (shape, mut values) = self.weights.f32(name)?;
         if let Some(position) = values.iter().position(|v| !v.is_finite()) {

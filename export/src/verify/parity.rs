@@ -107,7 +107,7 @@ impl fmt::Display for ParityReport {
     }
 }
 
-/// Opens the bundle at `dir` with the runtime and compares it with the student's own numbers.
+/// Opens the bundle at `dir` with the runtime and compares it with the student's own scores and latents.
 pub fn verify(dir: &Path, golden: &GoldenSet, options: &SessionOptions) -> Result<ParityReport, ExportError> {
     let start = Instant::now();
     let library = session::load(options.ort_dylib.as_deref()).map_err(ExportError::cannot_run)?;

@@ -3,6 +3,8 @@
 // Each test binary uses its own part of this.
 #![allow(dead_code)]
 
+pub mod graphs;
+mod random;
 pub mod reference;
 
 use export::bundle::options::{MixedPrecision, Options};
@@ -16,6 +18,7 @@ use models::manifest::{GraphKind, Manifest, Precision};
 use models::prompt::Prompter;
 use models::student::{Form, PREDICTOR_FILE, QUERY_ADAPTER_FILE, Residual, StudentConfig, tensors};
 use models::weights::{DType, expected_tensors, write_safetensors};
+use random::Random;
 use reference::Reference;
 use runtime::session::{self, SessionOptions};
 use serde_json::{Value, json};
@@ -82,7 +85,7 @@ pub struct Plan {
     pub four_bits: bool,
     /// Whether queries are read through adapters, of rank 3 on some projections of the first two layers.
     pub query_adapter: bool,
-    /// Whether layer 1's feed-forward block gives nothing: what its `down_proj` reads is zeros.
+    /// Whether layer 1's `down_proj` reads only zeros.
     pub idle_layer: bool,
     /// By how much one input channel of layer 1's `down_proj` is scaled up, and its weights down: an outlier channel if this is
     /// large, 1 for none.
@@ -387,23 +390,5 @@ pub fn onnxruntime() -> bool {
             eprintln!("skipped: {error}");
             false
         }
-    }
-}
-
-/// A small seeded generator (splitmix64): the same weights on every machine.
-struct Random(u64);
-
-impl Random {
-    fn uniform(&mut self) -> f64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 53) as f64
-    }
-
-    /// Near enough to a standard normal: the sum of twelve uniform numbers.
-    fn normal(&mut self) -> f32 {
-        ((0..12).map(|_| self.uniform()).sum::<f64>() - 6.0) as f32
     }
 }

@@ -28,7 +28,7 @@ impl ActivationScale {
     /// square error of a latent in units of its standard deviation, on 60 texts through 24 layers of a SmolLM2-135M
     /// (`scripts/fake_quantise.py`): there 0.21 per tensor and 0.057 per token; at `o_proj` 0.013 and 0.008; before `qkv_proj`,
     /// `gate_proj` and `up_proj` 0.025, 0.022 and, static, 0.027.
-    /// Portable graphs are for batches: there no text may be rounded by its neighbours' numbers.
+    /// Portable graphs are for batches: there the rounding of a text must not depend on its neighbours.
     fn of(name: &str, ctx: &EmitContext) -> Self {
         match name {
             "qkv_proj" | "gate_proj" | "up_proj" if ctx.llm.base.basis().is_some() => Self::Static,
@@ -39,7 +39,7 @@ impl ActivationScale {
     }
 }
 
-/// Largest magnitude that a static scale can express, for the rotated output of a norm: a token's numbers then have a root mean
+/// Largest magnitude that a static scale can express, for the rotated output of a norm: a token's elements then have a root mean
 /// square of 1 and no outliers. The largest is 2.9 in the median token of a SmolLM2-135M, 3.8 in 99 of 100, and at most 5.1;
 /// ranges of 3.5, 4, 4.5 and 5 cost 0.028, 0.027, 0.030 and 0.033 (measured as above).
 const STATIC_RANGE: f32 = 4.0;
