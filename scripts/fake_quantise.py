@@ -130,7 +130,7 @@ def known_scale(reach):
 
 
 def divisors(largest):
-    """`Neurons` of export/src/calibrate.rs: the divisors, and whether none stands out too far."""
+    """`SmoothQuant` of export/src/quantise/smoothquant.rs: the scales, and whether one activation scale per tensor is enough."""
     median = largest.median()
     return (0.5 * (largest / median).log2()).round().exp2().clamp(0.25, 4.0), bool(largest.max() <= 12 * median)
 

@@ -3,8 +3,9 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
-use export::bundle::{KeepLayers, Options, export};
-use export::reranker::RerankerOptions;
+use export::bundle::options::{MixedPrecision, Options};
+use export::bundle::reranker::RerankerOptions;
+use export::bundle::student::export;
 use models::fold::Folded;
 use models::manifest::{Batching, GraphKind, Precision};
 use models::prompt::{PromptError, PromptTemplate, Prompter, Truncation, open_tokenizer};
@@ -193,7 +194,7 @@ fn an_exported_reranker_scores_as_its_teacher() {
                 allow_degraded: false,
                 session: session.clone(),
             };
-            export::reranker::export(&options, &mut |_| {}).unwrap();
+            export::bundle::reranker::export(&options, &mut |_| {}).unwrap();
             let reranker = runtime::reranker::Reranker::open(&out, &session).unwrap();
             // Twice: the second time from what was kept.
             for _ in 0..2 {
@@ -512,7 +513,7 @@ impl Student {
             graph,
             allow_degraded: false,
             calibration,
-            keep: KeepLayers::Search,
+            mixed_precision: MixedPrecision::Search,
             ranking,
             session,
         };

@@ -32,50 +32,55 @@ pub enum ExportError {
     Prompt(#[from] PromptError),
     /// A precision that standard operators cannot express.
     #[error(
-        "{precision:?} needs ONNX Runtime's own operators, which a portable graph does without; take --graph fused, or --precision fp32 or int8"
+        "{} needs ONNX Runtime's own operators, which a portable graph does not use; take --graph fused, or --precision fp32 or int8",
+        precision.name()
     )]
     Portable {
         /// The precision.
         precision: Precision,
     },
-    /// Weights that are not rounded.
+    /// A precision without quantised weights.
     #[error(
-        "{precision:?} weights are not rounded to few bits: --calibrate is for --precision int8 and int4"
+        "{} weights are not quantised: --calibrate is for --precision int8 and int4",
+        precision.name()
     )]
     NothingToCalibrate {
         /// The precision.
         precision: Precision,
     },
-    /// No layer can have more bits.
-    #[error("{precision:?} weights have all their bits: --keep-layers is for --precision int8 and int4")]
-    NothingToKeep {
+    /// A precision that no layer can exceed.
+    #[error(
+        "no layer can have a higher precision than {}: --mixed-precision is for --precision int8 and int4",
+        precision.name()
+    )]
+    NoHigherPrecision {
         /// The precision.
         precision: Precision,
     },
-    /// A layer that the encoder has not.
-    #[error("--keep-layers {layer}: this student's encoder has layers 0 to {}", depth.saturating_sub(1))]
-    KeptLayer {
+    /// A layer that the encoder does not have.
+    #[error("--mixed-precision {layer}: this student's encoder has layers 0 to {}", depth.saturating_sub(1))]
+    MixedLayer {
         /// The layer.
         layer: usize,
         /// Number of layers.
         depth: usize,
     },
     /// A reranker in half precision.
-    #[error("a reranker is not written in fp16; take --precision fp32, int8 or int4")]
+    #[error("a reranker cannot be exported in fp16; take --precision fp32, int8 or int4")]
     RerankerPrecision,
-    /// Heads that the fused attention does not take.
+    /// Heads that the fused attention does not support.
     #[error(
-        "{file}: `head_dim` is {head_dim}, ONNX Runtime's GroupQueryAttention takes multiples of 16; take --graph portable"
+        "{file}: `head_dim` is {head_dim}, ONNX Runtime's GroupQueryAttention needs a multiple of 16; take --graph portable"
     )]
     HeadDim {
         /// `config.json`.
         file: PathBuf,
-        /// Numbers in a head.
+        /// Size of a head.
         head_dim: usize,
     },
     /// A weight is NaN or infinite.
     #[error(
-        "{file}: tensor `{name}` holds {value} at position {position}, only finite numbers can be exported; training has diverged, take an earlier checkpoint"
+        "{file}: tensor `{name}` holds {value} at position {position}, only finite numbers can be exported; the training has diverged, take an earlier checkpoint"
     )]
     NotFinite {
         /// The safetensors file or index.
@@ -109,7 +114,7 @@ pub enum ExportError {
         /// The tensor.
         name: String,
     },
-    /// Two nodes, values or initialisers of one name.
+    /// Two nodes, values or initialisers of the same name.
     #[error("graph `{graph}`: the name `{name}` is given twice")]
     DuplicateName {
         /// The graph.
@@ -117,7 +122,7 @@ pub enum ExportError {
         /// The name.
         name: String,
     },
-    /// A value that a node reads is not there (yet).
+    /// A node reads a value that does not exist (yet).
     #[error("graph `{graph}`: `{name}` is used before it is defined")]
     Undefined {
         /// The graph.
@@ -153,7 +158,7 @@ pub enum ExportError {
         /// What would be right.
         expected: String,
     },
-    /// The tokenizer makes ids that the embedding has no row for.
+    /// The tokenizer has ids that the embedding has no row for.
     #[error(
         "{file}: token `{token}` has id {id}, the model's embedding has {vocab_size} rows; tokenizer and model do not belong together"
     )]
@@ -167,7 +172,7 @@ pub enum ExportError {
         /// Rows of the embedding.
         vocab_size: usize,
     },
-    /// The prompt makes passes that the LLM cannot read.
+    /// The prompt allows passes that the LLM cannot read.
     #[error(
         "{file}: a pass can be {found} tokens long, the model reads at most {expected}; lower max_tokens"
     )]
@@ -179,15 +184,15 @@ pub enum ExportError {
         /// Longest pass of the model.
         expected: usize,
     },
-    /// The student has no reference numbers to prove the bundle with.
+    /// The student has no reference scores to check the bundle with.
     #[error(
-        "{file}: not found; without the student's own scores the bundle cannot be proved right (`train distill` writes this file at its end)"
+        "{file}: not found; without the student's reference scores the bundle cannot be checked (`train distill` writes this file at its end)"
     )]
     NoGolden {
         /// `golden.json` or `golden.safetensors`.
         file: PathBuf,
     },
-    /// The reference numbers contradict each other.
+    /// The reference scores contradict each other.
     #[error("{file}: {reason}; distil the student again")]
     Golden {
         /// `golden.json` or `golden.safetensors`.
@@ -196,12 +201,19 @@ pub enum ExportError {
         reason: String,
     },
     /// The bundle that was just written cannot be opened or run.
-    #[error("the new bundle does not run: {0}")]
+    #[error("the new bundle cannot be run: {0}")]
     Runtime(String),
     /// The bundle differs too much from the student.
-    #[error("parity with the student is not held: {}; nothing was written (--allow-degraded writes it all the same)", .0.join("; "))]
+    #[error("parity with the student is not reached: {}; nothing was written (--allow-degraded writes the bundle all the same)", .0.join("; "))]
     Parity(
-        /// The limits that are not held.
+        /// The limits that are exceeded.
         Vec<String>,
     ),
+}
+
+impl ExportError {
+    /// For a failure of the runtime library.
+    pub(crate) fn cannot_run(error: impl std::fmt::Display) -> Self {
+        Self::Runtime(error.to_string())
+    }
 }

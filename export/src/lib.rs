@@ -1,26 +1,21 @@
-//! Writes a student down as an ONNX bundle, straight from safetensors and without libtorch, and proves it with the very
+//! Writes a student as an ONNX bundle, straight from safetensors and without libtorch, and checks the bundle with the
 //! code that will run it.
 //!
-//! `prefix` runs the prompt once, `source` reads and checks tensors, `adapter` is what queries
-//! take beside them, `rotation` turns them for few bits, `layers` turns blocks into nodes, `graph` keeps the rules, `encoder` and
-//! `predictor` are the two graphs, `bundle` the directory, `verify` and `ranking` the proof.
+//! Data flows one way, and each module uses only those above it in this list:
+//!
+//! 1. `error`, `matrix`: what everything else shares;
+//! 2. `onnx`: the file format, and a graph under construction;
+//! 3. `quantise`: int8 and int4 weights, and the basis in which they lose least;
+//! 4. `source`: a checkpoint's tensors, checked, in that basis; the prompt's keys and values;
+//! 5. `emit`: one emitter for each block, and the whole graphs;
+//! 6. `verify`: a finished bundle against the reference scores and against fp32;
+//! 7. `bundle`: from a checkpoint to a directory.
 
-pub mod adapter;
 pub mod bundle;
-pub mod calibrate;
-pub mod card;
-pub mod encoder;
+mod emit;
 pub mod error;
-pub mod gptq;
-pub mod graph;
-pub mod keep;
-pub mod layers;
+pub mod matrix;
 pub mod onnx;
-pub mod predictor;
-pub mod prefix;
 pub mod quantise;
-pub mod ranking;
-pub mod reranker;
-pub mod rotation;
-pub mod source;
+mod source;
 pub mod verify;

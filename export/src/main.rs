@@ -1,59 +1,71 @@
-//! `export --onnx --student DIR --out BUNDLE` (or `--reranker DIR`): prints the bundle's path; talk and errors go to stderr, exit 2 on error.
+//! `export --onnx --student DIR --out BUNDLE` (or `--reranker DIR`): prints the bundle's path; progress and errors go to stderr,
+//! exit status 2 on error.
 
 use anyhow::Context;
 use clap::{Parser, ValueEnum};
-use export::bundle::{self, KeepLayers, Options};
-use export::keep::KeptLayers;
-use export::ranking::RankingData;
-use export::reranker::{self, RerankerOptions};
+use export::bundle::options::{MixedPrecision, Options};
+use export::bundle::reranker::RerankerOptions;
+use export::bundle::{reranker, student};
+use export::quantise::mixed::MixedLayers;
+use export::verify::ranking::RankingData;
 use models::manifest::{GraphKind, Precision};
 use runtime::session::SessionOptions;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-/// Write a student (or a teacher, as a reranker) down as an ONNX bundle, ready for `runtime`
+/// Export a student (or a teacher, as a reranker) as an ONNX bundle for `runtime`
 #[derive(Debug, Parser)]
 #[command(name = "export", version)]
 struct Args {
-    /// Format to write: ONNX graphs in a bundle directory (so far the only format)
+    /// Write ONNX graphs (required; so far the only format)
     #[arg(long, required = true)]
     onnx: bool,
     /// Student directory, as written by `train distill`
     #[arg(long, value_name = "DIR", required_unless_present = "reranker", conflicts_with = "reranker")]
     student: Option<PathBuf>,
-    /// Instead of a student: a teacher, as written by `train teacher` (or any imported LLM), for `runtime query --reranker`
+    /// Teacher directory, as written by `train teacher` (or any imported LLM), to export instead of a student, for `runtime query
+    /// --reranker`
     #[arg(long, value_name = "DIR", conflicts_with_all = ["calibrate", "verify"])]
     reranker: Option<PathBuf>,
     /// Bundle directory to create
     #[arg(long, value_name = "BUNDLE")]
     out: PathBuf,
-    /// Arithmetic of the encoder
+    /// Precision of the encoder's weights and activations
     #[arg(long, value_enum, default_value_t = PrecisionArg::Fp32)]
     precision: PrecisionArg,
-    /// Operators of the encoder
+    /// Operators that the graph may use
     #[arg(long, value_enum, default_value_t = GraphArg::Fused)]
     graph: GraphArg,
-    /// Data set in BEIR layout whose texts decide how int8 and int4 weights are rounded (GPTQ) and, in int8, which neurons are
-    /// divided, and whose dev queries decide which layers get more bits (minutes)
+    /// Data set in BEIR layout for calibrating int8 or int4 (takes minutes): by the activations of its texts GPTQ rounds the
+    /// weights and, for int8, SmoothQuant scales outlier channels; by its dev queries the layers with a higher precision are
+    /// chosen
     #[arg(long, value_name = "DIR")]
     calibrate: Option<PathBuf>,
-    /// Layers that get more bits, counted from 0: `0,1,7:fp32` has 8 bits in blocks in two and fp32 in one; or `none`
-    /// [default: with --calibrate as few as hold the ranking]
-    #[arg(long, value_name = "LAYERS", conflicts_with = "reranker", value_parser = keep_layers)]
-    keep_layers: Option<KeepLayers>,
-    /// Data set in BEIR layout on which the ranking is held to that of the fp32 bundle
+    /// Layers with a higher precision than the others, counted from 0: `0,1,7:fp32` gives layers 0 and 1 int8 in blocks (in a
+    /// portable graph fp32) and layer 7 fp32; `none` gives no layer a higher precision [default: with --calibrate, as few layers
+    /// as keep the ranking]
+    #[arg(
+        long,
+        alias = "keep-layers",
+        value_name = "LAYERS",
+        conflicts_with = "reranker",
+        value_parser = mixed_precision
+    )]
+    mixed_precision: Option<MixedPrecision>,
+    /// Data set in BEIR layout on which the ranking must agree with that of the fp32 bundle: top-1 agreement of at least 99 %
+    /// (fp16), 98 % (int8) or 95 % (int4), and nDCG@10 within 0.002, 0.005 or 0.01
     #[arg(long, value_name = "DIR")]
     verify: Option<PathBuf>,
     /// Split of --verify
     #[arg(long, default_value = "dev", requires = "verify")]
     split: String,
-    /// Most queries of --verify; 0 = all
+    /// Maximum number of queries of --verify; 0 = all
     #[arg(long, default_value_t = 0, requires = "verify")]
     queries: usize,
-    /// Write the bundle even where it differs from the student by more than the limits (the manifest says so)
+    /// Write the bundle even if it differs from the student by more than the limits (the manifest lists which)
     #[arg(long)]
     allow_degraded: bool,
-    /// ONNX Runtime library that proves the bundle [default: searched for as `runtime` does]
+    /// ONNX Runtime library to check the bundle with [default: found as `runtime` finds it]
     #[arg(long, value_name = "FILE")]
     ort_dylib: Option<PathBuf>,
 }
@@ -64,7 +76,7 @@ enum PrecisionArg {
     Fp32,
     /// 16-bit floats throughout: for GPUs
     Fp16,
-    /// 8-bit weights per output channel, activations quantised at run time: the fastest on CPUs
+    /// 8-bit weights with a scale per output channel, activations quantised at run time: the fastest on CPUs
     Int8,
     /// 4-bit weights in blocks of 32: the smallest
     Int4,
@@ -72,16 +84,16 @@ enum PrecisionArg {
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum GraphArg {
-    /// ONNX Runtime's own operators too: the fastest there
+    /// ONNX Runtime's own operators too: the fastest in ONNX Runtime
     Fused,
-    /// The ONNX standard's operators only: for other engines, and for batches
+    /// Only operators of the ONNX standard: for other engines, and for batches
     Portable,
 }
 
-fn keep_layers(text: &str) -> Result<KeepLayers, String> {
-    let kept = KeptLayers::parse(text).map(KeepLayers::These);
-    kept.ok_or_else(|| {
-        "expected layer numbers with commas between them, `:fp32` behind those, or `none`".into()
+fn mixed_precision(text: &str) -> Result<MixedPrecision, String> {
+    let mixed = MixedLayers::parse(text).map(MixedPrecision::Layers);
+    mixed.ok_or_else(|| {
+        "expected `none` or layer numbers separated by commas, each with `:fp32` after it if the layer is to be in fp32".into()
     })
 }
 
@@ -108,14 +120,14 @@ fn run(args: Args) -> anyhow::Result<()> {
     };
     let session = SessionOptions { ort_dylib: args.ort_dylib, ..SessionOptions::default() };
     let (out, allow_degraded) = (args.out, args.allow_degraded);
-    let mut say = |line: &str| eprintln!("{line}");
+    let mut progress = |line: &str| eprintln!("{line}");
     if let Some(teacher) = args.reranker {
         let options =
             RerankerOptions { teacher, out: out.clone(), precision, graph, allow_degraded, session };
-        reranker::export(&options, &mut say)
+        reranker::export(&options, &mut progress)
             .with_context(|| format!("cannot export {}", options.teacher.display()))?;
     } else {
-        let student = args.student.context("--student or --reranker is needed")?;
+        let student = args.student.context("--student or --reranker is required")?;
         let data = |dir| RankingData { dir, split: args.split, queries: args.queries };
         let options = Options {
             student,
@@ -124,11 +136,11 @@ fn run(args: Args) -> anyhow::Result<()> {
             graph,
             allow_degraded,
             calibration: args.calibrate,
-            keep: args.keep_layers.unwrap_or_default(),
+            mixed_precision: args.mixed_precision.unwrap_or_default(),
             ranking: args.verify.map(data),
             session,
         };
-        bundle::export(&options, &mut say)
+        student::export(&options, &mut progress)
             .with_context(|| format!("cannot export {}", options.student.display()))?;
     }
     println!("{}", out.display());

@@ -4,14 +4,11 @@
 
 mod support;
 
-use export::bundle::{KeepLayers, Options};
-use export::keep::KeptLayers;
-use export::onnx::{DataType, GraphProto, ModelProto};
-use export::ranking::RankingData;
-use export::reranker::{self, RerankerOptions};
-use models::manifest::{Batching, GraphKind, Manifest, Precision};
+use export::bundle::options::{MixedPrecision, Options};
+use export::bundle::reranker::{self, RerankerOptions};
+use export::quantise::mixed::MixedLayers;
+use models::manifest::{GraphKind, Manifest, Precision};
 use models::student::{Form, Residual};
-use prost::Message;
 use runtime::bundle::Bundle;
 use runtime::encoder::{Embedding, Encoder};
 use runtime::session::{Element, Graph, Port, SessionOptions, Values};
@@ -19,19 +16,8 @@ use std::collections::HashSet;
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
+use support::graphs::{graph, node_names, parity, takes_fused};
 use support::{DOCUMENTS, Fixture, Plan, configs, export, onnxruntime};
-
-fn graph(file: &Path) -> GraphProto {
-    ModelProto::decode(fs::read(file).unwrap().as_slice()).unwrap().graph.unwrap()
-}
-
-fn node_names(graph: &GraphProto) -> Vec<&str> {
-    graph.node.iter().filter_map(|node| node.name.as_deref()).collect()
-}
-
-fn parity(manifest: &Manifest, what: &str) -> f64 {
-    manifest.parity[what].as_f64().unwrap()
-}
 
 /// Every family, both forms, both residuals: one wrong wire, and a robot ranks plausibly and wrongly for ever.
 #[test]
@@ -54,7 +40,7 @@ fn every_architecture_means_what_the_reference_means() {
                     four_bits: false,
                     query_adapter: false,
                     idle_layer: false,
-                    loud_neuron: 1.0,
+                    outlier_channel: 1.0,
                 });
                 fixture.options.graph = kind;
                 let manifest = export(&fixture.options).unwrap_or_else(|error| panic!("{name}: {error}"));
@@ -115,149 +101,6 @@ fn queries_alone_take_the_adapter() {
     }
 }
 
-/// Few bits that a robot can still rank by; half precision for GPUs, run here on the CPU by casts.
-#[test]
-fn every_precision_stays_near_the_reference() {
-    if !onnxruntime() {
-        return;
-    }
-    for (name, config) in configs() {
-        if !takes_fused(&config) {
-            continue;
-        }
-        // A random model this small forgives no error of its weights, so those of 4 bits are made to have none: what is
-        // left is how the operator reads them, and its 8-bit activations.
-        let limits = [(Precision::Fp16, 0.999_9), (Precision::Int8, 0.96), (Precision::Int4, 0.99)];
-        for (precision, least) in limits {
-            let four_bits = precision == Precision::Int4;
-            let mut fixture = Fixture::new(&Plan { config: config.clone(), four_bits, ..Plan::llama() });
-            fixture.options.precision = precision;
-            fixture.options.allow_degraded = true;
-            let manifest = export(&fixture.options).unwrap_or_else(|error| panic!("{name}: {error}"));
-            let cosine = parity(&manifest, "embedding_cosine_min");
-            assert!(cosine > least, "{name}, {precision:?}: {cosine}");
-            let card = fs::read_to_string(fixture.options.out.join("MODEL_CARD.md")).unwrap();
-            assert!(
-                card.contains("embedding cosine min") && card.contains("ONNX Runtime's operators"),
-                "{card}"
-            );
-        }
-    }
-}
-
-/// Rounding with regard to what the maps read must bring the embeddings nearer, from texts alone, and the same each time.
-#[test]
-fn calibration_brings_few_bits_nearer() {
-    if !onnxruntime() {
-        return;
-    }
-    let mut fixture = Fixture::new(&Plan::llama());
-    fixture.options.precision = Precision::Int4;
-    fixture.options.allow_degraded = true;
-    let plain = export(&fixture.options).unwrap();
-    fixture.options.calibration = Some(fixture.write_data());
-    fixture.options.keep = KeepLayers::These(KeptLayers::none());
-    fixture.options.ranking =
-        Some(RankingData { dir: fixture.write_data(), split: "dev".into(), queries: 0 });
-    let mut calibrated = Vec::new();
-    for name in ["calibrated", "again"] {
-        fixture.options.out = fixture.options.out.with_file_name(name);
-        calibrated.push(export(&fixture.options).unwrap());
-    }
-    let cosine = |manifest: &Manifest| parity(manifest, "embedding_cosine_min");
-    assert!(cosine(&calibrated[0]) > cosine(&plain) + 0.05, "{} {}", calibrated[0].parity, plain.parity);
-    assert_eq!(calibrated[0].document_digest, calibrated[1].document_digest);
-    let ranking = &calibrated[0].parity["ranking"][0];
-    assert_eq!(ranking["queries"], 4);
-    assert!(ranking["ndcg_at_10_fp32"].as_f64().unwrap() > 0.0, "{ranking}");
-    // Nothing of the fp32 bundle or the observing graph is left.
-    let out = fixture.options.out.parent().unwrap();
-    let mut left: Vec<_> = fs::read_dir(out).unwrap().map(|entry| entry.unwrap().file_name()).collect();
-    left.sort();
-    assert_eq!(left, ["again", "bundle", "calibrated"]);
-    assert!(!fixture.options.out.join("observed.onnx").exists());
-}
-
-/// A layer that is kept from few bits computes in fp32 and is half as large: nearer by as much as fp32, at 16 bits a weight.
-#[test]
-fn kept_layers_are_stored_in_halves() {
-    if !onnxruntime() {
-        return;
-    }
-    for kind in [GraphKind::Fused, GraphKind::Portable] {
-        let mut fixture = Fixture::new(&Plan::llama());
-        fixture.options.graph = kind;
-        fixture.options.precision = Precision::Int8;
-        fixture.options.allow_degraded = true;
-        fixture.options.keep = KeepLayers::These(KeptLayers::parse("0:fp32,1:fp32,2:fp32").unwrap());
-        let manifest = export(&fixture.options).unwrap();
-        // What is left is the token table in 8 bits.
-        assert!(parity(&manifest, "embedding_cosine_min") > 0.999_5, "{kind:?}: {}", manifest.parity);
-        let encoder = graph(&fixture.options.out.join("encoder.onnx"));
-        let maps: Vec<_> = encoder
-            .initializer
-            .iter()
-            .filter(|tensor| tensor.name.as_deref().is_some_and(|name| name.ends_with("_proj.weight")))
-            .map(|tensor| tensor.data_type)
-            .collect();
-        assert_eq!(maps, vec![Some(DataType::Float16 as i32); 15], "{kind:?}");
-    }
-}
-
-/// Layers that few bits cost too much must be found, be said, and make the bundle hold what it missed; nobody pays for more bits
-/// that were not needed.
-#[test]
-fn layers_that_need_more_bits_are_found() {
-    if !onnxruntime() {
-        return;
-    }
-    let mut helped = 0;
-    let cases = configs().into_iter().filter(|(_, config)| takes_fused(config));
-    for (config, precision) in cases.flat_map(|(_, c)| [(c.clone(), Precision::Int4), (c, Precision::Int8)]) {
-        let mut fixture = Fixture::new(&Plan { config, ..Plan::llama() });
-        fixture.options.precision = precision;
-        fixture.options.allow_degraded = true;
-        fixture.options.calibration = Some(fixture.write_data());
-        fixture.options.ranking =
-            Some(RankingData { dir: fixture.write_data(), split: "dev".into(), queries: 0 });
-        let more = precision.more(fixture.options.graph).unwrap();
-        let held = |manifest: &Manifest| !manifest.parity["failed"].to_string().contains("data, dev");
-        let mut exported = |name: &str, keep: KeepLayers| {
-            fixture.options.out = fixture.options.out.with_file_name(name);
-            fixture.options.keep = keep;
-            let manifest = export(&fixture.options).unwrap();
-            (fs::read_to_string(fixture.options.out.join("MODEL_CARD.md")).unwrap(), manifest)
-        };
-        let (_, none) = exported("none", KeepLayers::These(KeptLayers::none()));
-        let (card, found) = exported("found", KeepLayers::Search);
-        let kept = KeptLayers {
-            more: found.encoder.kept_layers.iter().copied().collect(),
-            floats: found.encoder.float_layers.iter().copied().collect(),
-        };
-        // Nothing is kept only where nothing needs to be; something also where the limit is held with nothing to spare.
-        assert!(held(&none) || !kept.more.is_empty(), "{kept:?}");
-        if kept.more.is_empty() {
-            continue;
-        }
-        if !held(&found) {
-            // Where not even fp32 in every layer holds the ranking, the best bundle there is has it.
-            assert_eq!(
-                Vec::from_iter(kept.floats),
-                Vec::from_iter(0..found.encoder.layers),
-                "{}",
-                found.parity
-            );
-            continue;
-        }
-        helped += 1;
-        assert!(card.contains(&kept.describe(more)), "{card}");
-        // Asked for by name they are the same bundle.
-        let (_, named) = exported("named", KeepLayers::These(kept));
-        assert_eq!(named.document_digest, found.document_digest);
-    }
-    assert!(helped > 0, "no case needed more bits and was helped by them");
-}
-
 /// A tokenizer of another model must be refused before its ids are looked up as rows that are not there, and nothing of
 /// the bundle may be left.
 #[test]
@@ -273,13 +116,9 @@ fn a_reranker_with_another_models_tokenizer_is_refused() {
     assert!(!options.out.exists());
 }
 
-fn takes_fused(config: &serde_json::Value) -> bool {
-    config["head_dim"].as_u64().is_some_and(|head_dim| head_dim.is_multiple_of(16))
-}
-
-/// What a graph of one kind cannot say is refused before anything is written.
+/// What a kind of graph cannot express must be refused before minutes of work and gigabytes are spent on it.
 #[test]
-fn kinds_of_graph_refuse_what_they_cannot_say() {
+fn kinds_of_graph_refuse_what_they_cannot_express() {
     let (_, mistral) = configs().into_iter().find(|(name, _)| *name == "mistral").unwrap();
     let fixture = Fixture::new(&Plan { config: mistral, ..Plan::llama() });
     assert!(fixture.refusal().contains("`head_dim` is 6"));
@@ -291,11 +130,11 @@ fn kinds_of_graph_refuse_what_they_cannot_say() {
     fixture.options.calibration = Some(fixture.write_data());
     assert!(fixture.refusal().contains("--calibrate is for"));
     fixture.options.calibration = None;
-    fixture.options.keep = KeepLayers::These(KeptLayers::parse("0").unwrap());
-    assert!(fixture.refusal().contains("--keep-layers is for"));
+    fixture.options.mixed_precision = MixedPrecision::Layers(MixedLayers::parse("0").unwrap());
+    assert!(fixture.refusal().contains("--mixed-precision is for"));
     fixture.options.precision = Precision::Int8;
-    fixture.options.keep = KeepLayers::These(KeptLayers::parse("1,99").unwrap());
-    assert!(fixture.refusal().contains("--keep-layers 99: this student's encoder has layers 0 to"));
+    fixture.options.mixed_precision = MixedPrecision::Layers(MixedLayers::parse("1,99").unwrap());
+    assert!(fixture.refusal().contains("--mixed-precision 99: this student's encoder has layers 0 to"));
 }
 
 /// If padding reaches a real token or the pooling, recall falls only where texts share a batch, and no error is seen.
@@ -324,8 +163,8 @@ fn a_text_alone_and_in_a_padded_batch_is_the_same() {
     }
 }
 
-/// A graph of somebody else's making is understood by what it says of itself; told wrongly, a good one is refused or a
-/// foreign one fed.
+/// A foreign graph is understood by its own inputs and outputs; if they are read wrongly, a good graph is refused or a foreign one
+/// gets the wrong input.
 #[test]
 fn a_graph_tells_what_it_takes_and_gives() {
     if !onnxruntime() {
@@ -362,101 +201,6 @@ fn a_graph_tells_what_it_takes_and_gives() {
     let more = vec![Port::new("logits", Element::Float32, [None, None])];
     let error = load().session(ports(&all), more).unwrap_err().to_string();
     assert!(error.contains("output `logits` is missing"), "{error}");
-}
-
-/// 8 bits must stay near, be small, be said in the manifest, and be the same bytes every time (an index is keyed to them).
-#[test]
-fn int8_is_near_small_and_deterministic() {
-    if !onnxruntime() {
-        return;
-    }
-    for (name, config) in configs() {
-        // GroupQueryAttention takes such heads only.
-        let fusible = config["head_dim"].as_u64().is_none_or(|size| size % 16 == 0);
-        let mut fixture = Fixture::new(&Plan { config, ..Plan::llama() });
-        fixture.options.graph = GraphKind::Portable;
-        let fp32 = export(&fixture.options).unwrap();
-        let size = |out: &Path| fs::metadata(out.join("encoder.onnx_data")).unwrap().len();
-        let fp32_size = size(&fixture.options.out);
-        fixture.options.precision = Precision::Int8;
-        fixture.options.out = fixture.options.out.with_file_name("int8");
-        let int8 = export(&fixture.options).unwrap_or_else(|error| panic!("{name}: {error}"));
-        assert_eq!((fp32.encoder.batching, int8.encoder.batching), (Batching::Free, Batching::Free));
-        assert!(parity(&int8, "embedding_cosine_min") > 0.96, "{name}: {}", int8.parity);
-        assert!(size(&fixture.options.out) < fp32_size / 2);
-        assert_ne!(fp32.document_digest, int8.document_digest);
-        fixture.options.out = fixture.options.out.with_file_name("again");
-        let again = export(&fixture.options).unwrap();
-        assert_eq!(again.document_digest, int8.document_digest);
-        let types = |out: &Path| {
-            let nodes = graph(&out.join("encoder.onnx")).node;
-            let count = |kind| nodes.iter().filter(|node| node.op_type.as_deref() == Some(kind)).count();
-            ["DynamicQuantizeLinear", "QuantizeLinear", "ReduceMax", "MatMulInteger", "MatMulIntegerToFloat"]
-                .map(count)
-        };
-        // Three layers of four inputs and five maps: a known scale behind the norms, otherwise one for each token, and in the fused
-        // graph in `down_proj` only.
-        assert_eq!(types(&fixture.options.out), [0, 12, 6, 15, 0], "{name}");
-        if !fusible {
-            continue;
-        }
-        fixture.options.graph = GraphKind::Fused;
-        fixture.options.out = fixture.options.out.with_file_name("fused");
-        let fused = export(&fixture.options).unwrap_or_else(|error| panic!("{name}: {error}"));
-        assert_eq!(fused.encoder.batching, Batching::OneAtATime);
-        assert_eq!(types(&fixture.options.out), [3, 9, 3, 3, 12], "{name}");
-    }
-}
-
-/// A neuron that reaches far beyond all others takes the steps of 8 bits from them, in its own and in every other token: with a
-/// calibration it is divided, and where that is not enough its layer keeps a scale for each token.
-#[test]
-fn loud_neurons_are_divided() {
-    if !onnxruntime() {
-        return;
-    }
-    for (name, config) in configs().into_iter().filter(|(_, config)| takes_fused(config)) {
-        let mut cosines = Vec::new();
-        for (loud_neuron, calibrated) in [(1.0, true), (60.0, false), (60.0, true)] {
-            let mut fixture = Fixture::new(&Plan { config: config.clone(), loud_neuron, ..Plan::llama() });
-            fixture.options.precision = Precision::Int8;
-            fixture.options.allow_degraded = true;
-            fixture.options.calibration = calibrated.then(|| fixture.write_data());
-            fixture.options.keep = KeepLayers::These(KeptLayers::none());
-            let manifest = export(&fixture.options).unwrap_or_else(|error| panic!("{name}: {error}"));
-            cosines.push(parity(&manifest, "embedding_cosine_min"));
-            let encoder = graph(&fixture.options.out.join("encoder.onnx"));
-            let per_token = |name: &&str| name.ends_with("/down_proj/activation/ReduceMax");
-            let layers: Vec<&str> = node_names(&encoder)
-                .into_iter()
-                .filter(per_token)
-                .filter_map(|name| name.split('/').nth(2))
-                .collect();
-            let expected: &[&str] = match (calibrated, loud_neuron > 1.0) {
-                (false, _) => &["layers.0", "layers.1", "layers.2"],
-                (true, true) => &["layers.1"],
-                (true, false) => &[],
-            };
-            assert_eq!(layers, expected, "{name}");
-        }
-        let [_, plain, divided] = cosines[..] else { panic!("{cosines:?}") };
-        assert!(1.0 - divided < 0.7 * (1.0 - plain), "{name}: {cosines:?}");
-    }
-}
-
-/// A token's numbers are divided by the largest of them, and where all are zero so must the map's output be.
-#[test]
-fn zeros_in_eight_bits_stay_zeros() {
-    if !onnxruntime() {
-        return;
-    }
-    for kind in [GraphKind::Fused, GraphKind::Portable] {
-        let mut fixture = Fixture::new(&Plan { idle_layer: true, ..Plan::llama() });
-        fixture.options.graph = kind;
-        fixture.options.precision = Precision::Int8;
-        let manifest = export(&fixture.options).unwrap();
-        assert!(parity(&manifest, "embedding_cosine_min") > 0.96, "{kind:?}: {}", manifest.parity);
-    }
 }
 
 /// A pooled student pays for the layers it reads, not for those above.

@@ -5,7 +5,7 @@
 
 mod support;
 
-use export::onnx::ModelProto;
+use export::onnx::proto::ModelProto;
 use models::manifest::{GraphKind, Precision};
 use models::student::{Form, Residual};
 use prost::Message;

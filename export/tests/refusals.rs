@@ -1,4 +1,4 @@
-//! What is not exported, and how that is said: one clear sentence, and nothing half written.
+//! What is refused, and in which words: one clear sentence, and nothing half written.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
@@ -162,7 +162,7 @@ fn files_that_contradict_each_other_are_refused() {
     }
 }
 
-/// Without reference numbers nothing proves the bundle; the way to them must be said.
+/// Without reference scores nothing checks the bundle; the refusal must say how to get them.
 #[test]
 fn a_student_without_goldens_is_refused() {
     let fixture = Fixture::new(&Plan::llama());
@@ -215,6 +215,23 @@ fn the_command_line_answers_in_one_line() {
     assert_says(&String::from_utf8_lossy(&output.stderr), &["int3", "fp32", "int8"]);
 }
 
+/// Scripts that name layers by the flag's old spelling would fail in the middle of the night after an update.
+#[test]
+fn the_old_spelling_of_mixed_precision_is_understood() {
+    for flag in ["--mixed-precision", "--keep-layers"] {
+        let output = run(&["--onnx", "--student", "nowhere", "--out", "x", flag, "0, 5:fp32"]);
+        assert_says(&String::from_utf8_lossy(&output.stderr), &["nowhere/student.json"]);
+        let output = run(&["--onnx", "--student", "nowhere", "--out", "x", flag, "0,fp32"]);
+        assert_eq!(output.status.code(), Some(2));
+        assert_says(
+            &String::from_utf8_lossy(&output.stderr),
+            &["0,fp32", "layer numbers separated by commas"],
+        );
+    }
+    let help = String::from_utf8(run(&["--help"]).stdout).unwrap();
+    assert!(help.contains("--mixed-precision") && !help.contains("--keep-layers"), "{help}");
+}
+
 /// The bundle's path is all that a script finds on stdout.
 #[test]
 fn the_command_line_prints_the_path() {
@@ -226,6 +243,6 @@ fn the_command_line_prints_the_path() {
     let output = run(&["--onnx", "--student", student, "--out", out, "--precision", "int8"]);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     assert_eq!(String::from_utf8_lossy(&output.stdout), format!("{out}\n"));
-    let talk = String::from_utf8_lossy(&output.stderr);
-    assert_says(&talk, &["encoder", "down_proj", "parity", "top-1"]);
+    let progress = String::from_utf8_lossy(&output.stderr);
+    assert_says(&progress, &["encoder", "down_proj", "parity", "top-1"]);
 }

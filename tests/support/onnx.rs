@@ -2,8 +2,11 @@
 //! that pads and cuts, and how to pool.
 
 use crate::model::{Normal, tokenizer_json};
-use export::graph::{Data, Dim, Graph, Scope};
-use export::onnx::{AttributeProto, DataType};
+use export::onnx::graph::GraphBuilder;
+use export::onnx::proto::{AttributeProto, DataType};
+use export::onnx::scope::Scope;
+use export::onnx::tensor::TensorData;
+use export::onnx::value::Dim;
 use models::files::write_json;
 use serde_json::json;
 use std::fs;
@@ -27,7 +30,7 @@ pub fn write_onnx_embedding(dir: &Path, input: Option<&str>) {
     write_json(&dir.join("1_Pooling/config.json"), &json!({ "pooling_mode_mean_tokens": true })).unwrap();
 
     let shape = [Dim::Symbol("batch"), Dim::Symbol("sequence")];
-    let mut g = Graph::new("embedding");
+    let mut g = GraphBuilder::new("embedding");
     let ids = g.input("input_ids", DataType::Int64, &shape).unwrap();
     let mut mask = g.input("attention_mask", DataType::Int64, &shape).unwrap();
     let (types, root) = (g.input("token_type_ids", DataType::Int64, &shape).unwrap(), Scope::root());
@@ -38,7 +41,7 @@ pub fn write_onnx_embedding(dir: &Path, input: Option<&str>) {
         mask = g.op(&root.child("more"), "Mul", &[&mask, &more]).unwrap();
     }
     let table = Normal::new(5).vector(vocabulary * HIDDEN_SIZE, 1.0);
-    let table = g.initializer("embeddings.weight", &[vocabulary, HIDDEN_SIZE], Data::F32(&table)).unwrap();
+    let table = g.initializer("embeddings.weight", &[vocabulary, HIDDEN_SIZE], TensorData::F32(&table)).unwrap();
     let rows = g.op(&root, "Gather", &[&table, &ids]).unwrap();
     let cast = [AttributeProto::int("to", DataType::Float as i64)];
     let mask = g.op_with(&root, "Cast", &[&mask], cast).unwrap();

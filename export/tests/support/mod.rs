@@ -3,18 +3,22 @@
 // Each test binary uses its own part of this.
 #![allow(dead_code)]
 
+pub mod graphs;
+mod random;
 pub mod reference;
 
-use export::bundle::{self, KeepLayers, Options};
+use export::bundle::options::{MixedPrecision, Options};
+use export::bundle::student;
 use export::error::ExportError;
-use export::quantise;
-use export::source::Matrix;
+use export::matrix::Matrix;
+use export::quantise::blocks::{BLOCK, Bits, quantise_blocks};
 use models::config::DecoderConfig;
 use models::lora::LoraConfig;
 use models::manifest::{GraphKind, Manifest, Precision};
 use models::prompt::Prompter;
 use models::student::{Form, PREDICTOR_FILE, QUERY_ADAPTER_FILE, Residual, StudentConfig, tensors};
 use models::weights::{DType, expected_tensors, write_safetensors};
+use random::Random;
 use reference::Reference;
 use runtime::session::{self, SessionOptions};
 use serde_json::{Value, json};
@@ -77,15 +81,15 @@ pub struct Plan {
     pub layers: Vec<usize>,
     pub form: Form,
     pub residual: Residual,
-    /// Whether all matrices of the LLM can be said in 4 bits without loss.
+    /// Whether all matrices of the LLM can be expressed in 4 bits without loss.
     pub four_bits: bool,
     /// Whether queries are read through adapters, of rank 3 on some projections of the first two layers.
     pub query_adapter: bool,
-    /// Whether layer 1's feed-forward block gives nothing: what its `down_proj` reads is zeros.
+    /// Whether layer 1's `down_proj` reads only zeros.
     pub idle_layer: bool,
-    /// How many times as far as its own weights would have it one neuron of layer 1's feed-forward block reaches, 1 if none does;
-    /// what reads it makes up for it.
-    pub loud_neuron: f32,
+    /// By how much one input channel of layer 1's `down_proj` is scaled up, and its weights down: an outlier channel if this is
+    /// large, 1 for none.
+    pub outlier_channel: f32,
 }
 
 impl Plan {
@@ -100,7 +104,7 @@ impl Plan {
             four_bits: false,
             query_adapter: false,
             idle_layer: false,
-            loud_neuron: 1.0,
+            outlier_channel: 1.0,
         }
     }
 }
@@ -125,11 +129,11 @@ pub fn write_student(dir: &Path, plan: &Plan) {
             }
             match name.strip_prefix("model.layers.1.mlp.") {
                 Some("up_proj.weight") => {
-                    numbers[..shape[1]].iter_mut().for_each(|w| *w *= plan.loud_neuron);
+                    numbers[..shape[1]].iter_mut().for_each(|w| *w *= plan.outlier_channel);
                 }
-                Some("up_proj.bias") => numbers[0] *= plan.loud_neuron,
+                Some("up_proj.bias") => numbers[0] *= plan.outlier_channel,
                 Some("down_proj.weight") => {
-                    numbers.iter_mut().step_by(shape[1]).for_each(|w| *w /= plan.loud_neuron);
+                    numbers.iter_mut().step_by(shape[1]).for_each(|w| *w /= plan.outlier_channel);
                 }
                 _ => {}
             }
@@ -215,11 +219,11 @@ fn adapter(llm: &Tensors, random: &mut Random) -> (Tensors, Tensors) {
 /// What is left of a matrix in 4-bit blocks.
 fn through_four_bits(shape: &[usize], values: Vec<f32>) -> Vec<f32> {
     let matrix = Matrix { rows: shape[0], columns: shape[1], values };
-    let blocks = quantise::in_blocks(&matrix, quantise::Bits::Four);
+    let blocks = quantise_blocks(&matrix, Bits::Four);
     let whole = |row: usize, column: usize| {
-        let place = (row * blocks.blocks * quantise::BLOCK) + column;
+        let place = (row * blocks.blocks * BLOCK) + column;
         let q = (blocks.packed[place / 2] >> (4 * (place % 2))) & 15;
-        (f32::from(q) - 8.0) * blocks.scales[place / quantise::BLOCK]
+        (f32::from(q) - 8.0) * blocks.scales[place / BLOCK]
     };
     (0..shape[0])
         .flat_map(|row| (0..shape[1]).map(move |column| (row, column)))
@@ -320,16 +324,16 @@ pub fn options(student: &Path, out: &Path) -> Options {
         precision: Precision::Fp32,
         graph: GraphKind::Fused,
         calibration: None,
-        keep: KeepLayers::Search,
+        mixed_precision: MixedPrecision::Search,
         ranking: None,
         allow_degraded: false,
         session: SessionOptions { threads: 1, ..SessionOptions::default() },
     }
 }
 
-/// Exports without talk.
+/// Exports without progress output.
 pub fn export(options: &Options) -> Result<Manifest, ExportError> {
-    bundle::export(options, &mut |_| {})
+    student::export(options, &mut |_| {})
 }
 
 /// A student beside the place of its bundle.
@@ -386,23 +390,5 @@ pub fn onnxruntime() -> bool {
             eprintln!("skipped: {error}");
             false
         }
-    }
-}
-
-/// A small seeded generator (splitmix64): the same weights on every machine.
-struct Random(u64);
-
-impl Random {
-    fn uniform(&mut self) -> f64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 53) as f64
-    }
-
-    /// Near enough to a standard normal: the sum of twelve uniform numbers.
-    fn normal(&mut self) -> f32 {
-        ((0..12).map(|_| self.uniform()).sum::<f64>() - 6.0) as f32
     }
 }

@@ -1,5 +1,5 @@
 //! The decoder in tch: blocks from small to large, the model last. Needs libtorch, so it stands behind the
-//! feature `torch`; what it computes is also written as ONNX by `export/src/layers`, file by file.
+//! feature `torch`; what it computes is also written as ONNX by `export/src/emit/layers`, file by file.
 
 pub mod attention;
 pub mod batch;
