@@ -178,6 +178,11 @@ impl Folded {
         self.form
     }
 
+    /// L, under which stored vectors have length 1; gated form only.
+    pub(crate) fn document_norm(&self) -> Option<&Array2<f32>> {
+        self.document_norm.as_ref()
+    }
+
     /// A document's stored vector `ud`, `[m]`, from its latent `[D]`.
     pub fn document(&self, latent: &[f32]) -> Vec<f32> {
         let mut u = self.document.0.dot(&ArrayView1::from(latent)) + &self.document.1;

@@ -6,6 +6,7 @@
 pub mod beir;
 pub mod checkpoint;
 pub mod config;
+pub mod cosine;
 pub mod error;
 pub mod files;
 pub mod fold;

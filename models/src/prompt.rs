@@ -227,6 +227,15 @@ pub struct Encoded {
     pub text: Range<usize>,
 }
 
+/// A token of a text.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Token {
+    /// Its id.
+    pub id: u32,
+    /// The bytes of the text that it stands for.
+    pub bytes: Range<usize>,
+}
+
 /// A template joined to a tokenizer.
 #[derive(Debug)]
 pub struct Prompter {
@@ -292,6 +301,15 @@ impl Prompter {
     /// Tokens of a text before anything is cut off.
     pub fn count_tokens(&self, text: &str) -> Result<usize, PromptError> {
         Ok(encode(&self.tokenizer, text.trim())?.len())
+    }
+
+    /// A text's own tokens, before anything is cut off and without the prompt.
+    pub fn tokens(&self, text: &str) -> Result<Vec<Token>, PromptError> {
+        let kept = text.trim();
+        let before = text.len() - text.trim_start().len();
+        let encoding = self.tokenizer.encode(kept, false).map_err(|error| refused(text, &error))?;
+        let token = |(&id, &(start, end)): (&u32, &(usize, usize))| Token { id, bytes: before + start..before + end };
+        Ok(encoding.get_ids().iter().zip(encoding.get_offsets()).map(token).collect())
     }
 
     /// Most tokens that any pass of the student can have.
@@ -425,11 +443,7 @@ impl Prompter {
         text: &str,
     ) -> Result<Encoded, PromptError> {
         let encode = |text: &str| {
-            let failed = |e: tokenizers::Error| PromptError::Text {
-                text: text.chars().take(40).collect(),
-                message: e.to_string(),
-            };
-            self.tokenizer.encode(text, false).map_err(failed)
+            self.tokenizer.encode(text, false).map_err(|error| refused(text, &error))
         };
         let alone = encode(text)?;
         let offsets = alone.get_offsets();
@@ -462,8 +476,10 @@ pub fn open_tokenizer(dir: &Path) -> Result<Tokenizer, PromptError> {
 }
 
 fn encode(tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>, PromptError> {
-    let encoding = tokenizer
-        .encode_fast(text, false)
-        .map_err(|e| PromptError::Text { text: text.chars().take(40).collect(), message: e.to_string() })?;
+    let encoding = tokenizer.encode_fast(text, false).map_err(|error| refused(text, &error))?;
     Ok(encoding.get_ids().to_vec())
+}
+
+fn refused(text: &str, error: &tokenizers::Error) -> PromptError {
+    PromptError::Text { text: text.chars().take(40).collect(), message: error.to_string() }
 }

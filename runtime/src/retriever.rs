@@ -168,6 +168,7 @@ impl From<usize> for Wanted {
 }
 
 /// One ranked document.
+#[cfg_attr(feature = "serve", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Hit {
     /// The document's id.
@@ -178,16 +179,19 @@ pub struct Hit {
     pub text: String,
     /// Its metadata.
     #[serde(skip_serializing_if = "Metadata::is_empty")]
+    #[cfg_attr(feature = "serve", schema(required = false, value_type = Object))]
     pub metadata: Metadata,
     /// `log p(T) - log p(F)` as the student sees it.
     pub score: f32,
     /// The same as the teacher sees it, where it was asked.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "serve", schema(nullable = false))]
     pub rerank_score: Option<f32>,
     /// Probability that the document answers the query: the teacher's where it was asked, else the student's, calibrated.
     pub probability: f32,
     /// What the student's score is made of, where that was asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "serve", schema(nullable = false))]
     pub explanation: Option<Explanation>,
 }
 
@@ -200,6 +204,7 @@ impl Hit {
 }
 
 /// The parts of a score: `score = query + pair`, `probability = sigmoid(scale * pair + bias)`.
+#[cfg_attr(feature = "serve", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Explanation {
     /// `c(q)`, which all documents of a query have in common.
@@ -213,6 +218,7 @@ pub struct Explanation {
 }
 
 /// Where the time went, in milliseconds.
+#[cfg_attr(feature = "serve", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
 pub struct Timing {
     /// Text to token ids.
@@ -223,10 +229,12 @@ pub struct Timing {
     pub search: f64,
     /// The teacher's reading of candidates, where it was asked.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "serve", schema(nullable = false))]
     pub rerank: Option<f64>,
 }
 
 /// Which search answered.
+#[cfg_attr(feature = "serve", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum SearchPath {
@@ -237,6 +245,7 @@ pub enum SearchPath {
 }
 
 /// What is known about a query.
+#[cfg_attr(feature = "serve", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Answer {
     /// Best first.
@@ -248,7 +257,36 @@ pub struct Answer {
     pub path: SearchPath,
 }
 
+impl Answer {
+    /// The best `k` by other scores of the first `candidates`; those behind them keep their order. `score` is asked for each
+    /// one's contents and gives one score.
+    pub fn reranked<E>(
+        mut self,
+        k: usize,
+        candidates: usize,
+        mut score: impl FnMut(&str) -> Result<Vec<f32>, E>,
+    ) -> Result<Self, E> {
+        let started = Instant::now();
+        let asked = candidates.min(self.results.len());
+        let asked = &mut self.results[..asked];
+        for hit in asked.iter_mut() {
+            for score in score(&hit.contents())? {
+                hit.rerank_score = Some(score);
+                hit.probability = 1.0 / (1.0 + (-score).exp());
+            }
+        }
+        asked.sort_by(|a, b| {
+            let score = |hit: &Hit| hit.rerank_score.unwrap_or(f32::NEG_INFINITY);
+            score(b).total_cmp(&score(a))
+        });
+        self.results.truncate(k);
+        self.timing.rerank = Some((started.elapsed().as_secs_f64() * 1e6).round() / 1e3);
+        Ok(self)
+    }
+}
+
 /// What a retriever holds.
+#[cfg_attr(feature = "serve", derive(utoipa::ToSchema))]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Stats {
     /// Number of documents.
@@ -258,11 +296,13 @@ pub struct Stats {
     /// Memory of the vectors, in bytes.
     pub vector_bytes: usize,
     /// Their precision in memory.
+    #[cfg_attr(feature = "serve", schema(value_type = String))]
     pub vector_precision: Precision,
     /// Number of the last change of the index.
     pub generation: u64,
     /// Digest over all its changes: who has the same one holds the same documents; a database keeps none.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "serve", schema(nullable = false))]
     pub generation_digest: Option<String>,
     /// Vectors in the graph, where there is one.
     pub graph_vectors: Option<usize>,
@@ -396,24 +436,8 @@ impl Retriever {
             return Err(RetrieverError::ZeroResults);
         }
         let k = wanted.k;
-        let mut answer = self.query(text, Wanted { k: candidates.max(k), ..wanted })?;
-        let started = Instant::now();
-        // Those behind the candidates keep the student's order.
-        let asked = candidates.min(answer.results.len());
-        let asked = &mut answer.results[..asked];
-        let contents: Vec<String> = asked.iter().map(Hit::contents).collect();
-        let contents: Vec<&str> = contents.iter().map(String::as_str).collect();
-        for (hit, score) in asked.iter_mut().zip(reranker.scores(text, &contents)?) {
-            hit.rerank_score = Some(score);
-            hit.probability = 1.0 / (1.0 + (-score).exp());
-        }
-        asked.sort_by(|a, b| {
-            let score = |hit: &Hit| hit.rerank_score.unwrap_or(f32::NEG_INFINITY);
-            score(b).total_cmp(&score(a))
-        });
-        answer.results.truncate(k);
-        answer.timing.rerank = Some((started.elapsed().as_secs_f64() * 1e6).round() / 1e3);
-        Ok(answer)
+        let answer = self.query(text, Wanted { k: candidates.max(k), ..wanted })?;
+        answer.reranked(k, candidates, |contents| Ok(reranker.scores(text, &[contents])?))
     }
 
     /// Scores of texts that need not be in the index: the student's `log p(T) - log p(F)` and calibrated probability.

@@ -1,19 +1,20 @@
 //! What all requests share: the retriever that is loaded now, the limits, and the places for work.
 
 use super::batch::Batcher;
-use super::error::ApiError;
+use super::error::{ApiError, Kind};
 use super::metrics::Metrics;
-use crate::encoder::{Embedding, EncoderError};
+use super::role::Defaults;
+use super::work::{Job, Waiting};
 use crate::place::Place;
 use crate::reranker::{Reranker, RerankerError};
 use crate::retriever::{Options, Retriever, RetrieverError};
+use models::cosine::Cosine;
 use models::files::sha256_parts;
-use models::fold::FoldedQuery;
-use models::prompt::Encoded;
-use std::path::PathBuf;
+use models::student::Form;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// What is served; opened anew from the same paths when the server is told to reload.
@@ -63,6 +64,24 @@ pub struct Loaded {
     pub retriever: Retriever,
     /// The teacher.
     pub reranker: Option<Reranker>,
+    /// When the bundle was put there, in seconds since 1970.
+    pub created: u64,
+    cosine: OnceLock<Option<Cosine>>,
+}
+
+impl Loaded {
+    /// Whether vectors can be given whose cosine ranks as the score does.
+    pub fn has_cosine(&self) -> bool {
+        self.retriever.encoder().bundle().folded.form() == Form::Gated
+    }
+
+    /// What makes them. The first request that wants it waits for it.
+    pub fn cosine(&self) -> Result<&Cosine, ApiError> {
+        let cosine = self.cosine.get_or_init(|| Cosine::of(&self.retriever.encoder().bundle().folded));
+        cosine.as_ref().ok_or_else(|| {
+            ApiError::validation("this bundle has no vectors for cosine: its predictor is of the relu form, whose scores are no inner product")
+        })
+    }
 }
 
 /// The server.
@@ -76,7 +95,8 @@ pub struct App {
     current: RwLock<Arc<Loaded>>,
     /// One reload at a time.
     reloading: Mutex<()>,
-    batcher: Batcher,
+    /// Encodes what waits together.
+    pub(super) batcher: Batcher,
     places: Arc<Semaphore>,
     /// Places for requests that change the index, which take turns: half of all, so that queries always find some.
     changes: Arc<Semaphore>,
@@ -87,6 +107,8 @@ pub struct App {
     pub metrics: Metrics,
     /// Limits.
     pub limits: Limits,
+    /// What holds where a request says nothing.
+    pub defaults: Defaults,
 }
 
 impl App {
@@ -95,6 +117,7 @@ impl App {
         paths: Paths,
         options: Options,
         limits: Limits,
+        defaults: Defaults,
         key: Option<&str>,
         hosts: Vec<String>,
     ) -> anyhow::Result<Self> {
@@ -113,6 +136,7 @@ impl App {
             paths,
             options,
             limits,
+            defaults,
         })
     }
 
@@ -148,14 +172,16 @@ impl App {
     pub fn admits(&self, authorization: Option<&str>, host: Option<&str>) -> Result<(), ApiError> {
         if let Some(key) = &self.key {
             // The scheme's name may be written in any case (RFC 9110).
-            let sent = authorization.and_then(|value| value.split_once(' '));
+            let sent = authorization.and_then(|value| value.trim().split_once(' '));
             return match sent {
-                Some((scheme, sent))
-                    if scheme.eq_ignore_ascii_case("bearer") && digest(sent.trim()) == *key =>
-                {
-                    Ok(())
+                Some((scheme, sent)) if scheme.eq_ignore_ascii_case("bearer") => {
+                    if digest(sent.trim()) == *key {
+                        return Ok(());
+                    }
+                    let error = "the key is not this server's; it takes the one that it was started with, as `Authorization: Bearer KEY`";
+                    Err(ApiError::new(Kind::WrongKey, error))
                 }
-                _ => Err(ApiError::Unauthorized),
+                _ => Err(ApiError::new(Kind::NoKey, "a key is needed; send it as `Authorization: Bearer KEY`")),
             };
         }
         let host = host.unwrap_or_default();
@@ -166,39 +192,49 @@ impl App {
         };
         let same = |known: &String| known.eq_ignore_ascii_case(name) || known.eq_ignore_ascii_case(host);
         let known = self.hosts.is_empty() || self.hosts.iter().any(same);
-        if known { Ok(()) } else { Err(ApiError::Host(host.to_owned())) }
+        if known {
+            return Ok(());
+        }
+        let error = format!(
+            "the request means `{host}`, and this server answers this machine only; name it with --allow-host, or use an API key"
+        );
+        Err(ApiError::new(Kind::Host, error))
     }
 
-    /// Does a request's work on a thread of its own, if there is a place for it. The place is taken until the work is done,
-    /// also when the client has gone.
+    /// Does a request's work on a thread of its own, if there is a place for it. The place is taken until the work has ended;
+    /// when the client has gone, or its time is over, that is at the next look at [`Job::wanted`].
     pub async fn work<T: Send + 'static>(
         self: Arc<Self>,
-        work: impl FnOnce(&Arc<Loaded>, &Self) -> Result<T, ApiError> + Send + 'static,
+        work: impl FnOnce(&Job) -> Result<T, ApiError> + Send + 'static,
     ) -> Result<T, ApiError> {
+        let began = Instant::now();
         if self.is_stopping() {
-            return Err(ApiError::Stopping);
+            return Err(ApiError::stopping());
         }
-        let place = Arc::clone(&self.places).try_acquire_owned().map_err(|_| ApiError::Overloaded)?;
+        let place = Arc::clone(&self.places).try_acquire_owned().map_err(|_| ApiError::overloaded())?;
         let taken = self.limits.requests - self.places.available_permits();
         self.metrics.places(taken);
+        // Dropped with this future, which is what a client that hangs up and a time that is over look like from here.
+        let (waiting, _waits) = Waiting::begin();
         let done = tokio::task::spawn_blocking(move || {
-            let done = work(&self.loaded(), &self);
+            let job = Job::new(Arc::clone(&self), waiting, began);
+            let done = job.wanted().and_then(|()| work(&job));
             drop(place);
             self.metrics.places(self.limits.requests - self.places.available_permits());
             done
         });
         // The sentence is for the client; what happened is on stderr.
-        done.await.map_err(|_| ApiError::Backend("the work on this request ended abruptly".into()))?
+        done.await.map_err(|_| ApiError::backend("the work on this request ended abruptly"))?
     }
 
     /// [`App::work`] that changes the index.
     pub async fn change<T: Send + 'static>(
         self: Arc<Self>,
-        work: impl FnOnce(&Arc<Loaded>, &Self) -> Result<T, ApiError> + Send + 'static,
+        work: impl FnOnce(&Job) -> Result<T, ApiError> + Send + 'static,
     ) -> Result<T, ApiError> {
-        let turn = Arc::clone(&self.changes).try_acquire_owned().map_err(|_| ApiError::Overloaded)?;
-        self.work(move |loaded, app| {
-            let done = work(loaded, app);
+        let turn = Arc::clone(&self.changes).try_acquire_owned().map_err(|_| ApiError::overloaded())?;
+        self.work(move |job| {
+            let done = work(job);
             drop(turn);
             done
         })
@@ -211,32 +247,19 @@ impl App {
         look: impl FnOnce(&Arc<Loaded>) -> Result<T, ApiError> + Send + 'static,
     ) -> Result<T, ApiError> {
         let done = tokio::task::spawn_blocking(move || look(&self.loaded()));
-        done.await.map_err(|_| ApiError::Backend("the work on this request ended abruptly".into()))?
+        done.await.map_err(|_| ApiError::backend("the work on this request ended abruptly"))?
     }
 
     /// A place for a body that is to be read; bodies take memory before their requests have a place.
     pub fn body(&self) -> Result<OwnedSemaphorePermit, ApiError> {
-        Arc::clone(&self.bodies).try_acquire_owned().map_err(|_| ApiError::Overloaded)
-    }
-
-    /// Encodes passes, together with those of other requests that wait.
-    pub fn encode(&self, loaded: &Arc<Loaded>, passes: Vec<Encoded>) -> Result<Vec<Embedding>, EncoderError> {
-        self.batcher.encode(loaded, passes, &self.metrics)
-    }
-
-    /// A query's side of the score.
-    pub fn query(&self, loaded: &Arc<Loaded>, text: &str) -> Result<FoldedQuery, EncoderError> {
-        let encoder = loaded.retriever.encoder();
-        let embeddings = self.encode(loaded, vec![encoder.query_pass(text)?])?;
-        // encode() gives an embedding for each pass.
-        Ok(encoder.fold_query(&embeddings[0]))
+        Arc::clone(&self.bodies).try_acquire_owned().map_err(|_| ApiError::overloaded())
     }
 
     /// Refuses more than so many of something.
     pub fn within(&self, what: &str, found: usize) -> Result<(), ApiError> {
         let most = self.limits.items;
         if found > most {
-            return Err(ApiError::Validation(format!("{found} {what}, at most {most} are taken at once")));
+            return Err(ApiError::validation(format!("{found} {what}, at most {most} are taken at once (--max-items)")));
         }
         Ok(())
     }
@@ -255,5 +278,13 @@ fn load(paths: &Paths, options: &Options) -> anyhow::Result<Loaded> {
             Reranker::open_proven(dir, &options.session, options.golden);
         opened.with_context(|| format!("cannot use the reranker {}", dir.display()))
     };
-    Ok(Loaded { retriever: retriever?, reranker: paths.reranker.as_ref().map(open).transpose()? })
+    let (retriever, reranker) = (retriever?, paths.reranker.as_ref().map(open).transpose()?);
+    let created = seconds_of(&paths.bundle.join(models::manifest::FILE_NAME));
+    Ok(Loaded { retriever, reranker, created, cosine: OnceLock::new() })
+}
+
+/// When a file was written; 1970 where the file system does not know.
+fn seconds_of(file: &Path) -> u64 {
+    let written = std::fs::metadata(file).and_then(|data| data.modified()).unwrap_or(UNIX_EPOCH);
+    written.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |time| time.as_secs())
 }

@@ -1,117 +1,169 @@
-//! Every refusal in text-embeddings-inference's shape: `{"error": "a sentence", "error_type": "Validation"}`.
+//! Why a request is not answered. Routes and extractors say it once; `refusal.rs` tells it in the words of whoever asked.
 
-use super::app::App;
 use crate::encoder::EncoderError;
 use crate::reranker::RerankerError;
 use crate::retriever::RetrieverError;
 use crate::store::StoreError;
-use axum::Json;
-use axum::extract::rejection::{BytesRejection, JsonRejection, PathRejection, QueryRejection};
-use axum::extract::{FromRequest, FromRequestParts, Request};
 use axum::http::StatusCode;
-use axum::http::request::Parts;
 use axum::response::{IntoResponse, Response};
 use models::error::sentence;
-use serde::Serialize;
-use serde::de::DeserializeOwned;
-use std::sync::Arc;
+use models::prompt::PromptError;
 use std::time::Duration;
-use utoipa::ToSchema;
 
-/// Why a request is not answered.
-#[derive(Debug)]
-pub enum ApiError {
+/// What kind of refusal it is; each has a status.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
     /// The body is not what it should be.
-    Malformed(String),
+    Malformed,
     /// It is, but asks for something that is not possible.
-    Validation(String),
-    /// The key is missing or wrong.
-    Unauthorized,
+    Validation,
+    /// There is no key.
+    NoKey,
+    /// There is a key, and it is not this server's.
+    WrongKey,
     /// The request means another machine.
-    Host(String),
-    /// No such path or document.
-    NotFound(String),
+    Host,
+    /// No such path, document or model.
+    NotFound,
     /// The path takes other methods.
     Method,
-    /// The body is larger than the limit.
-    TooLarge(String),
+    /// More than is taken at once, or than can be done in time.
+    TooLarge,
     /// All places are taken.
     Overloaded,
-    /// It took too long.
-    Timeout(Duration),
+    /// It took too long, and would again.
+    Timeout,
+    /// It took too long, but what was changed stays: the rest is less.
+    Unfinished,
     /// The server is stopping.
     Stopping,
     /// Another process writes, or has put another index in this one's place.
-    Busy(String),
+    Busy,
     /// The database does not answer now.
-    Unavailable(String),
+    Unavailable,
     /// Our fault.
-    Backend(String),
+    Backend,
 }
 
-/// The body of a refusal.
-#[derive(Serialize, ToSchema)]
-pub struct ErrorBody {
+impl Kind {
+    /// The status that says it.
+    pub fn status(self) -> StatusCode {
+        match self {
+            Self::Malformed => StatusCode::BAD_REQUEST,
+            Self::Validation => StatusCode::UNPROCESSABLE_ENTITY,
+            Self::NoKey | Self::WrongKey => StatusCode::UNAUTHORIZED,
+            Self::Host => StatusCode::FORBIDDEN,
+            Self::NotFound => StatusCode::NOT_FOUND,
+            Self::Method => StatusCode::METHOD_NOT_ALLOWED,
+            Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::Overloaded => StatusCode::TOO_MANY_REQUESTS,
+            Self::Timeout | Self::Unfinished => StatusCode::GATEWAY_TIMEOUT,
+            Self::Stopping | Self::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Busy => StatusCode::CONFLICT,
+            Self::Backend => StatusCode::INTERNAL_SERVER_ERROR,
+        }
+    }
+
+    /// Whether the same request can be answered in a moment.
+    pub fn passes(self) -> bool {
+        matches!(self, Self::Overloaded | Self::Stopping | Self::Unavailable)
+    }
+}
+
+/// Why a request is not answered.
+#[derive(Debug, Clone)]
+pub struct ApiError {
+    /// Which kind of refusal it is.
+    pub kind: Kind,
     /// One sentence.
-    error: String,
-    /// `Empty`, `Validation`, `Overloaded`, `Backend`, ...
-    error_type: &'static str,
+    pub message: String,
+    /// The request's field that is to blame, where it is one.
+    pub field: Option<String>,
+}
+
+impl ApiError {
+    /// A refusal of any kind.
+    pub fn new(kind: Kind, message: impl Into<String>) -> Self {
+        Self { kind, message: message.into(), field: None }
+    }
+
+    /// The body is not what it should be.
+    pub fn malformed(message: impl Into<String>) -> Self {
+        Self::new(Kind::Malformed, message)
+    }
+
+    /// It asks for something that is not possible.
+    pub fn validation(message: impl Into<String>) -> Self {
+        Self::new(Kind::Validation, message)
+    }
+
+    /// Our fault.
+    pub fn backend(message: impl Into<String>) -> Self {
+        Self::new(Kind::Backend, message)
+    }
+
+    /// All places are taken.
+    pub fn overloaded() -> Self {
+        Self::new(Kind::Overloaded, "all places are taken; try again in a moment")
+    }
+
+    /// The server is on its way out.
+    pub fn stopping() -> Self {
+        Self::new(Kind::Stopping, "the server is stopping")
+    }
+
+    /// No answer in time.
+    pub fn timeout(limit: Duration) -> Self {
+        let seconds = limit.as_secs_f64();
+        let way = "ask for less at once, or start the server with a longer --timeout";
+        Self::new(Kind::Timeout, format!("no answer within {seconds} s; {way}"))
+    }
+
+    /// A change that was not made in time; it is durable as far as it came.
+    pub fn unfinished(limit: Duration) -> Self {
+        let seconds = limit.as_secs_f64();
+        let way = "what was stored by then stays, so send the same again, or less at once";
+        Self::new(Kind::Unfinished, format!("not done within {seconds} s; {way}"))
+    }
+
+    /// Names the field that is to blame.
+    pub fn of(mut self, field: impl Into<String>) -> Self {
+        self.field = Some(field.into());
+        self
+    }
+
+    /// Says which of a request's texts it is about, where there are several.
+    pub fn text(mut self, place: usize, texts: usize, field: &str) -> Self {
+        if texts > 1 {
+            self.message = format!("text {place} of `{field}`, counted from 0: {}", self.message);
+        }
+        self.of(field)
+    }
 }
 
 impl IntoResponse for ApiError {
+    /// Status and reason; the body is written where it is known who asked ([`super::refusal`]).
     fn into_response(self) -> Response {
-        let (status, error_type, error) = match self {
-            Self::Malformed(error) => (StatusCode::BAD_REQUEST, "Malformed", error),
-            Self::Validation(error) => (StatusCode::UNPROCESSABLE_ENTITY, "Validation", error),
-            Self::Unauthorized => {
-                let error = "a key is needed; send it as `Authorization: Bearer KEY`".to_owned();
-                (StatusCode::UNAUTHORIZED, "Unauthorized", error)
-            }
-            Self::Host(host) => {
-                let error = format!(
-                    "the request means `{host}`, and this server answers this machine only; name it with --allow-host, or use an API key"
-                );
-                (StatusCode::FORBIDDEN, "Forbidden", error)
-            }
-            Self::NotFound(error) => (StatusCode::NOT_FOUND, "NotFound", error),
-            Self::Method => {
-                let error = "the path takes another method; GET /openapi.json lists them".to_owned();
-                (StatusCode::METHOD_NOT_ALLOWED, "Method", error)
-            }
-            Self::TooLarge(error) => (StatusCode::PAYLOAD_TOO_LARGE, "Validation", error),
-            Self::Overloaded => {
-                let error = "all places are taken; try again in a second".to_owned();
-                (StatusCode::TOO_MANY_REQUESTS, "Overloaded", error)
-            }
-            Self::Timeout(limit) => {
-                let error = format!("no answer within {} s", limit.as_secs_f64());
-                (StatusCode::GATEWAY_TIMEOUT, "Timeout", error)
-            }
-            Self::Stopping => {
-                (StatusCode::SERVICE_UNAVAILABLE, "Unhealthy", "the server is stopping".to_owned())
-            }
-            Self::Busy(error) => (StatusCode::CONFLICT, "Busy", error),
-            Self::Unavailable(error) => (StatusCode::SERVICE_UNAVAILABLE, "Unhealthy", error),
-            Self::Backend(error) => (StatusCode::INTERNAL_SERVER_ERROR, "Backend", error),
-        };
-        (status, Json(ErrorBody { error, error_type })).into_response()
+        let mut response = self.kind.status().into_response();
+        response.extensions_mut().insert(self);
+        response
     }
 }
 
 impl From<RetrieverError> for ApiError {
     fn from(error: RetrieverError) -> Self {
-        let text = sentence(&error);
-        match error {
+        let kind = match &error {
             RetrieverError::Encoder(EncoderError::Prompt(_))
             | RetrieverError::Document { .. }
             | RetrieverError::Duplicate { .. }
-            | RetrieverError::ZeroResults => Self::Validation(text),
+            | RetrieverError::ZeroResults => Kind::Validation,
             RetrieverError::Store(StoreError::Writer { .. } | StoreError::Locked { .. })
-            | RetrieverError::Replaced { .. } => Self::Busy(text),
-            RetrieverError::Postgres(error) if error.is_invalid() => Self::Validation(text),
-            RetrieverError::Postgres(error) if error.is_unavailable() => Self::Unavailable(text),
-            _ => Self::Backend(text),
-        }
+            | RetrieverError::Replaced { .. } => Kind::Busy,
+            RetrieverError::Postgres(error) if error.is_invalid() => Kind::Validation,
+            RetrieverError::Postgres(error) if error.is_unavailable() => Kind::Unavailable,
+            _ => Kind::Backend,
+        };
+        Self::new(kind, sentence(&error))
     }
 }
 
@@ -121,65 +173,18 @@ impl From<EncoderError> for ApiError {
     }
 }
 
+impl From<PromptError> for ApiError {
+    fn from(error: PromptError) -> Self {
+        Self::validation(sentence(&error))
+    }
+}
+
 impl From<RerankerError> for ApiError {
     fn from(error: RerankerError) -> Self {
-        match error {
-            RerankerError::Prompt(_) => Self::Validation(sentence(&error)),
-            _ => Self::Backend(sentence(&error)),
-        }
-    }
-}
-
-/// A JSON body.
-pub struct Body<T>(pub T);
-
-impl<T: DeserializeOwned> FromRequest<Arc<App>> for Body<T> {
-    type Rejection = ApiError;
-
-    async fn from_request(request: Request, state: &Arc<App>) -> Result<Self, ApiError> {
-        let _place = state.body()?;
-        match Json::<T>::from_request(request, state).await {
-            Ok(Json(body)) => Ok(Self(body)),
-            Err(JsonRejection::JsonDataError(error)) => Err(ApiError::Validation(error.body_text())),
-            Err(JsonRejection::BytesRejection(error)) => Err(unread(&error)),
-            Err(other) => Err(ApiError::Malformed(other.body_text())),
-        }
-    }
-}
-
-fn unread(error: &BytesRejection) -> ApiError {
-    match error.status() {
-        StatusCode::PAYLOAD_TOO_LARGE => {
-            ApiError::TooLarge("the body is larger than this server takes (--max-body)".into())
-        }
-        _ => ApiError::Malformed(error.body_text()),
-    }
-}
-
-/// What stands in the path.
-pub struct Part<T>(pub T);
-
-impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for Part<T> {
-    type Rejection = ApiError;
-
-    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
-        axum::extract::Path::<T>::from_request_parts(parts, state)
-            .await
-            .map(|axum::extract::Path(part)| Self(part))
-            .map_err(|error: PathRejection| ApiError::Malformed(error.body_text()))
-    }
-}
-
-/// What stands behind the `?`.
-pub struct Parameters<T>(pub T);
-
-impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for Parameters<T> {
-    type Rejection = ApiError;
-
-    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
-        axum::extract::Query::<T>::from_request_parts(parts, state)
-            .await
-            .map(|axum::extract::Query(parameters)| Self(parameters))
-            .map_err(|error: QueryRejection| ApiError::Malformed(error.body_text()))
+        let kind = match error {
+            RerankerError::Prompt(_) => Kind::Validation,
+            _ => Kind::Backend,
+        };
+        Self::new(kind, sentence(&error))
     }
 }

@@ -1,14 +1,17 @@
 //! Our own routes: queries, documents, what there is.
 
 use super::app::App;
-use super::error::{ApiError, Body, ErrorBody, Parameters, Part};
+use super::error::{ApiError, Kind};
+use super::extract::{Body, Parameters, Part};
+use super::tei::ErrorBody;
+use super::work::Job;
 use crate::document::{Document, MOST_FIELDS};
 use crate::filter::Filter;
-use crate::ingest::AddReport;
+use crate::ingest::{self, AddReport};
 use crate::retriever::{Answer, Retriever, Stats, Wanted};
+use crate::store;
 use axum::Json;
 use axum::extract::State;
-use models::prompt::PromptError;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::sync::Arc;
@@ -25,25 +28,22 @@ pub struct QueryRequest {
     /// What is needed.
     #[schema(example = "I spilled my coffee")]
     query: String,
-    /// Most results.
-    #[serde(default = "five")]
-    k: usize,
+    /// Most results; 5 by default.
+    k: Option<usize>,
     /// Condition on metadata, in MongoDB's form.
     #[schema(value_type = Option<Object>, example = json!({"room": "kitchen", "floor": {"$gte": 1}}))]
     filter: Option<Filter>,
     /// Documents that the teacher reads anew, where one is loaded.
     rerank: Option<usize>,
     /// Tell what each score is made of.
-    #[serde(default)]
-    explain: bool,
+    explain: Option<bool>,
 }
 
-fn five() -> usize {
-    5
-}
+/// Results where their number is not said.
+const RESULTS: usize = 5;
 
 /// An answer, with its question.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub struct QueryResponse {
     query: String,
     #[serde(flatten)]
@@ -53,46 +53,32 @@ pub struct QueryResponse {
 /// Documents that best answer a query, best first.
 #[utoipa::path(
     post, path = "/query", request_body = QueryRequest,
-    responses(
-        (status = 200, description = "`results` (id, title, text, metadata, score, probability), `timing_ms`, `path`", body = Object),
-        (status = 422, description = "Not possible", body = ErrorBody),
-        (status = 429, description = "All places are taken", body = ErrorBody)
-    )
+    responses((status = 200, description = "Best first", body = QueryResponse))
 )]
 pub async fn query(
     State(app): State<Arc<App>>,
     Body(request): Body<QueryRequest>,
 ) -> Result<Json<QueryResponse>, ApiError> {
-    app.within("results", request.k)?;
-    let work = move |loaded: &Arc<super::app::Loaded>, app: &App| {
-        let QueryRequest { query, k, filter, rerank, explain } = request;
-        let wanted = Wanted { k, filter, explain };
+    let k = request.k.unwrap_or(RESULTS);
+    app.within("results", k).map_err(|error| error.of("k"))?;
+    app.work(move |job| {
+        let QueryRequest { query, filter, rerank, explain, .. } = request;
+        let wanted = Wanted { k, filter, explain: explain.unwrap_or(false) };
         let answer = match rerank.filter(|&candidates| candidates > 0) {
-            None => ask(app, loaded, &query, wanted)?,
-            Some(candidates) => {
-                let Some(reranker) = &loaded.reranker else {
-                    let error = "no reranker is loaded; start the server with --reranker";
-                    return Err(ApiError::Validation(error.into()));
-                };
-                if candidates > app.limits.rerank {
-                    let most = app.limits.rerank;
-                    let error = format!("rerank {candidates}: at most {most} documents are read for a query");
-                    return Err(ApiError::Validation(error));
-                }
-                loaded.retriever.query_reranked(&query, wanted, reranker, candidates)?
-            }
+            None => ask(job, &query, wanted)?,
+            Some(candidates) => ask_teacher(job, &query, wanted, candidates)?,
         };
         Ok(Json(QueryResponse { query, answer }))
-    };
-    app.work(work).await
+    })
+    .await
 }
 
-fn ask(app: &App, loaded: &Arc<super::app::Loaded>, text: &str, wanted: Wanted) -> Result<Answer, ApiError> {
-    let retriever: &Retriever = &loaded.retriever;
+fn ask(job: &Job, text: &str, wanted: Wanted) -> Result<Answer, ApiError> {
+    let retriever: &Retriever = &job.loaded.retriever;
     let started = Instant::now();
     let pass = retriever.encoder().query_pass(text)?;
     let tokenised = Instant::now();
-    let embeddings = app.encode(loaded, vec![pass])?;
+    let embeddings = job.encode(&[pass])?;
     let queries = [retriever.encoder().fold_query(&embeddings[0])];
     let encoded = Instant::now();
     let mut answer = retriever.answer(&queries, &wanted)?.swap_remove(0);
@@ -101,16 +87,55 @@ fn ask(app: &App, loaded: &Arc<super::app::Loaded>, text: &str, wanted: Wanted) 
     Ok(answer)
 }
 
+/// The student's best candidates, read anew by the teacher, one by one: between two, it is seen whether anybody still waits.
+fn ask_teacher(job: &Job, text: &str, wanted: Wanted, candidates: usize) -> Result<Answer, ApiError> {
+    let Some(reranker) = &job.loaded.reranker else {
+        return Err(ApiError::validation("no reranker is loaded; start the server with --reranker").of("rerank"));
+    };
+    let most = job.app.limits.rerank;
+    if candidates > most {
+        let error = format!("rerank {candidates}: at most {most} documents are read for a query (--max-rerank)");
+        return Err(ApiError::validation(error).of("rerank"));
+    }
+    let k = wanted.k;
+    if k == 0 {
+        return Err(crate::retriever::RetrieverError::ZeroResults.into());
+    }
+    let answer = ask(job, text, Wanted { k: candidates.max(k), ..wanted })?;
+    answer.reranked(k, candidates, |contents| {
+        job.wanted()?;
+        Ok(reranker.scores(text, &[contents])?)
+    })
+}
+
 fn milliseconds(time: std::time::Duration) -> f64 {
     (time.as_secs_f64() * 1e6).round() / 1e3
+}
+
+/// A document.
+#[derive(ToSchema)]
+#[schema(as = Document)]
+#[allow(dead_code, reason = "describes crate::document::Document")]
+pub struct DocumentBody {
+    /// Unique in the index.
+    id: String,
+    /// May be empty, where there is a text.
+    #[schema(required = false)]
+    title: String,
+    /// May be empty, where there is a title.
+    #[schema(required = false)]
+    text: String,
+    /// What it can be filtered by: field to value.
+    #[schema(required = false, value_type = Object)]
+    metadata: Map<String, Value>,
 }
 
 /// Documents to be added.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct AddRequest {
-    /// `id`, `title`, `text`, `metadata`.
-    #[schema(value_type = Vec<Object>, example = json!([{"id": "dry-floor", "title": "Dry the floor", "text": "The robot ...", "metadata": {"room": "kitchen"}}]))]
+    /// Those to be added.
+    #[schema(value_type = Vec<DocumentBody>, example = json!([{"id": "dry-floor", "title": "Dry the floor", "text": "The robot ...", "metadata": {"room": "kitchen"}}]))]
     documents: Vec<Document>,
 }
 
@@ -124,39 +149,59 @@ pub struct AddResponse {
     generation: u64,
 }
 
-/// Adds documents, replaces changed ones, skips the rest; durable when answered.
+/// Adds documents, replaces changed ones, skips the rest; durable when answered. What was stored before a refusal stays, and
+/// the same can be sent again.
 #[utoipa::path(
     post, path = "/documents", request_body = AddRequest,
     responses(
         (status = 200, description = "Durable", body = AddResponse),
-        (status = 409, description = "Another process changes the index", body = ErrorBody),
-        (status = 422, description = "Not possible", body = ErrorBody)
+        (status = 409, description = "Another process changes the index", body = ErrorBody)
     )
 )]
 pub async fn add(
     State(app): State<Arc<App>>,
     Body(AddRequest { documents }): Body<AddRequest>,
 ) -> Result<Json<AddResponse>, ApiError> {
-    app.within("documents", documents.len())?;
-    app.change(move |loaded, _| {
-        if let Some(document) = documents.iter().find(|document| document.id.is_empty()) {
-            return Err(ApiError::Validation(format!("the id of {:?} is empty", document.text)));
+    app.within("documents", documents.len()).map_err(|error| error.of("documents"))?;
+    app.change(move |job| {
+        check(&documents).map_err(|error| error.of("documents"))?;
+        let retriever = &job.loaded.retriever;
+        let mut sum = AddReport::default();
+        // Each is durable for itself; between two, it is seen whether anybody still waits.
+        for documents in documents.chunks(ingest::BATCH) {
+            job.wanted()?;
+            let AddReport { added, replaced, unchanged } = retriever.add(documents)?;
+            sum = AddReport {
+                added: sum.added + added,
+                replaced: sum.replaced + replaced,
+                unchanged: sum.unchanged + unchanged,
+            };
         }
-        if let Some(Document { id, .. }) = documents.iter().find(|document| document.contents().is_empty()) {
-            let error = format!("document `{id}` has neither title nor text; there is nothing to encode");
-            return Err(ApiError::Validation(error));
-        }
-        if let Some(document) = documents.iter().find(|document| document.fields() > MOST_FIELDS) {
-            let (id, fields) = (&document.id, document.fields());
-            let error =
-                format!("document `{id}` has {fields} metadata fields, at most {MOST_FIELDS} are taken");
-            return Err(ApiError::Validation(error));
-        }
-        let AddReport { added, replaced, unchanged } = loaded.retriever.add(&documents)?;
-        let generation = loaded.retriever.stats()?.generation;
+        let AddReport { added, replaced, unchanged } = sum;
+        let generation = retriever.stats()?.generation;
         Ok(Json(AddResponse { added, replaced, unchanged, generation }))
     })
     .await
+}
+
+/// Refuses what cannot be added before anything is.
+fn check(documents: &[Document]) -> Result<(), ApiError> {
+    if let Some(document) = documents.iter().find(|document| document.id.is_empty()) {
+        return Err(ApiError::validation(format!("the id of {:?} is empty", document.text)));
+    }
+    if let Some(Document { id, .. }) = documents.iter().find(|document| document.contents().is_empty()) {
+        let error = format!("document `{id}` has neither title nor text; there is nothing to encode");
+        return Err(ApiError::validation(error));
+    }
+    if let Some(document) = documents.iter().find(|document| document.fields() > MOST_FIELDS) {
+        let (id, fields) = (&document.id, document.fields());
+        let error = format!("document `{id}` has {fields} metadata fields, at most {MOST_FIELDS} are taken");
+        return Err(ApiError::validation(error));
+    }
+    match store::duplicate_id(documents) {
+        Some(id) => Err(crate::retriever::RetrieverError::Duplicate { id: id.to_owned() }.into()),
+        None => Ok(()),
+    }
 }
 
 /// A page.
@@ -165,9 +210,11 @@ pub async fn add(
 pub struct Page {
     /// Documents before it.
     #[serde(default)]
+    #[param(default = 0)]
     offset: usize,
     /// Most documents in it.
     #[serde(default = "fifty")]
+    #[param(default = 50)]
     limit: usize,
 }
 
@@ -180,7 +227,7 @@ fn fifty() -> usize {
 pub struct ListResponse {
     /// Of all of them.
     total: usize,
-    #[schema(value_type = Vec<Object>)]
+    #[schema(value_type = Vec<DocumentBody>)]
     documents: Vec<Document>,
 }
 
@@ -191,9 +238,9 @@ pub async fn list(
     Parameters(Page { offset, limit }): Parameters<Page>,
 ) -> Result<Json<ListResponse>, ApiError> {
     app.within("documents", limit)?;
-    app.work(move |loaded, _| {
-        let documents = loaded.retriever.documents(offset, limit)?;
-        Ok(Json(ListResponse { total: loaded.retriever.stats()?.documents, documents }))
+    app.work(move |job| {
+        let documents = job.loaded.retriever.documents(offset, limit)?;
+        Ok(Json(ListResponse { total: job.loaded.retriever.stats()?.documents, documents }))
     })
     .await
 }
@@ -201,12 +248,12 @@ pub async fn list(
 /// One document.
 #[utoipa::path(
     get, path = "/documents/{id}", params(("id" = String, Path, description = "The document")),
-    responses((status = 200, description = "The document", body = Object), (status = 404, description = "Unknown", body = ErrorBody))
+    responses((status = 200, description = "The document", body = DocumentBody), (status = 404, description = "Unknown", body = ErrorBody))
 )]
 pub async fn get(State(app): State<Arc<App>>, Part(id): Part<String>) -> Result<Json<Document>, ApiError> {
-    app.work(move |loaded, _| {
-        let found = loaded.retriever.document(&id)?;
-        found.map(Json).ok_or_else(|| ApiError::NotFound(format!("there is no document `{id}`")))
+    app.work(move |job| {
+        let found = job.loaded.retriever.document(&id)?;
+        found.map(Json).ok_or_else(|| absent(&id))
     })
     .await
 }
@@ -227,14 +274,18 @@ pub struct RemoveResponse {
 /// Removes a document; durable when answered.
 #[utoipa::path(
     delete, path = "/documents/{id}", params(("id" = String, Path, description = "The document")),
-    responses((status = 200, description = "Durable", body = RemoveResponse), (status = 404, description = "Unknown", body = ErrorBody))
+    responses(
+        (status = 200, description = "Durable", body = RemoveResponse),
+        (status = 404, description = "Unknown", body = ErrorBody),
+        (status = 409, description = "Another process changes the index", body = ErrorBody)
+    )
 )]
 pub async fn delete(
     State(app): State<Arc<App>>,
     Part(id): Part<String>,
 ) -> Result<Json<RemoveResponse>, ApiError> {
-    app.change(move |loaded, _| match loaded.retriever.remove(&[&id])? {
-        0 => Err(ApiError::NotFound(format!("there is no document `{id}`"))),
+    app.change(move |job| match job.loaded.retriever.remove(&[&id])? {
+        0 => Err(absent(&id)),
         removed => Ok(Json(RemoveResponse { removed })),
     })
     .await
@@ -243,14 +294,17 @@ pub async fn delete(
 /// Removes documents; durable when answered.
 #[utoipa::path(
     post, path = "/documents/remove", request_body = RemoveRequest,
-    responses((status = 200, description = "Durable", body = RemoveResponse))
+    responses(
+        (status = 200, description = "Durable", body = RemoveResponse),
+        (status = 409, description = "Another process changes the index", body = ErrorBody)
+    )
 )]
 pub async fn remove(
     State(app): State<Arc<App>>,
     Body(RemoveRequest { ids }): Body<RemoveRequest>,
 ) -> Result<Json<RemoveResponse>, ApiError> {
     app.within("ids", ids.len())?;
-    app.change(move |loaded, _| Ok(Json(RemoveResponse { removed: loaded.retriever.remove(&ids)? }))).await
+    app.change(move |job| Ok(Json(RemoveResponse { removed: job.loaded.retriever.remove(&ids)? }))).await
 }
 
 /// What documents can be filtered by.
@@ -266,9 +320,9 @@ pub struct FieldsResponse {
 /// Metadata fields with their commonest values.
 #[utoipa::path(get, path = "/fields", responses((status = 200, description = "Fields", body = FieldsResponse)))]
 pub async fn fields(State(app): State<Arc<App>>) -> Result<Json<FieldsResponse>, ApiError> {
-    app.work(|loaded, _| {
+    app.work(|job| {
         let (mut fields, mut truncated) = (Map::new(), false);
-        for (name, values) in loaded.retriever.facets(VALUES + 1)? {
+        for (name, values) in job.loaded.retriever.facets(VALUES + 1)? {
             truncated |= values.len() > VALUES;
             let text = |value: Value| match value {
                 Value::String(text) => text,
@@ -283,7 +337,7 @@ pub async fn fields(State(app): State<Arc<App>>) -> Result<Json<FieldsResponse>,
 }
 
 /// What is loaded.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub struct StatsResponse {
     #[serde(flatten)]
     stats: Stats,
@@ -292,7 +346,7 @@ pub struct StatsResponse {
 }
 
 /// Number of documents and what they are encoded with.
-#[utoipa::path(get, path = "/stats", responses((status = 200, description = "Numbers", body = Object)))]
+#[utoipa::path(get, path = "/stats", responses((status = 200, description = "Numbers", body = StatsResponse)))]
 pub async fn stats(State(app): State<Arc<App>>) -> Result<Json<StatsResponse>, ApiError> {
     app.look(|loaded| {
         let (stats, reranker) = (loaded.retriever.stats()?, loaded.reranker.is_some());
@@ -301,8 +355,6 @@ pub async fn stats(State(app): State<Arc<App>>) -> Result<Json<StatsResponse>, A
     .await
 }
 
-impl From<PromptError> for ApiError {
-    fn from(error: PromptError) -> Self {
-        Self::Validation(models::error::sentence(&error))
-    }
+fn absent(id: &str) -> ApiError {
+    ApiError::new(Kind::NotFound, format!("there is no document `{id}`"))
 }
