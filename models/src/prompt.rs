@@ -308,7 +308,8 @@ impl Prompter {
         let kept = text.trim();
         let before = text.len() - text.trim_start().len();
         let encoding = self.tokenizer.encode(kept, false).map_err(|error| refused(text, &error))?;
-        let token = |(&id, &(start, end)): (&u32, &(usize, usize))| Token { id, bytes: before + start..before + end };
+        let token =
+            |(&id, &(start, end)): (&u32, &(usize, usize))| Token { id, bytes: before + start..before + end };
         Ok(encoding.get_ids().iter().zip(encoding.get_offsets()).map(token).collect())
     }
 
@@ -442,9 +443,7 @@ impl Prompter {
         part: &Part,
         text: &str,
     ) -> Result<Encoded, PromptError> {
-        let encode = |text: &str| {
-            self.tokenizer.encode(text, false).map_err(|error| refused(text, &error))
-        };
+        let encode = |text: &str| self.tokenizer.encode(text, false).map_err(|error| refused(text, &error));
         let alone = encode(text)?;
         let offsets = alone.get_offsets();
         let most = part.max_tokens.max(1);

@@ -175,6 +175,19 @@ impl Answer {
         serde_json::from_str(&self.body).unwrap()
     }
 
+    /// A refusal in OpenAI's shape; `code` is `Null` where there is none.
+    #[track_caller]
+    pub fn told(&self, status: u16, code: &str, says: &str) {
+        assert_eq!(self.status, status, "{self:?}");
+        let body: Value = serde_json::from_str(&self.body).unwrap();
+        let error = &body["error"];
+        assert_eq!(error["code"].as_str().unwrap_or("Null"), code, "{self:?}");
+        assert!(
+            error["message"].as_str().unwrap().contains(says) && error["type"].is_string(),
+            "{self:?} lacks {says:?}"
+        );
+    }
+
     /// A refusal in one sentence.
     #[track_caller]
     pub fn refused(&self, status: u16, error_type: &str, says: &str) {

@@ -157,7 +157,9 @@ fn defaults(args: &Args) -> anyhow::Result<Defaults> {
     let model = args.model_name.clone();
     let ends = ["-query", "-document", "-cosine"].into_iter().find(|end| model.ends_with(end));
     if let Some(end) = ends {
-        bail!("--model-name {model}: ends in {end}, which clients put behind the name to say what they embed");
+        bail!(
+            "--model-name {model}: ends in {end}, which clients put behind the name to say what they embed"
+        );
     }
     if model.trim() != model || model.is_empty() {
         bail!("--model-name {model:?}: is empty, or begins or ends with a space");

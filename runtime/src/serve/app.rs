@@ -181,7 +181,9 @@ impl App {
                     let error = "the key is not this server's; it takes the one that it was started with, as `Authorization: Bearer KEY`";
                     Err(ApiError::new(Kind::WrongKey, error))
                 }
-                _ => Err(ApiError::new(Kind::NoKey, "a key is needed; send it as `Authorization: Bearer KEY`")),
+                _ => {
+                    Err(ApiError::new(Kind::NoKey, "a key is needed; send it as `Authorization: Bearer KEY`"))
+                }
             };
         }
         let host = host.unwrap_or_default();
@@ -259,7 +261,9 @@ impl App {
     pub fn within(&self, what: &str, found: usize) -> Result<(), ApiError> {
         let most = self.limits.items;
         if found > most {
-            return Err(ApiError::validation(format!("{found} {what}, at most {most} are taken at once (--max-items)")));
+            return Err(ApiError::validation(format!(
+                "{found} {what}, at most {most} are taken at once (--max-items)"
+            )));
         }
         Ok(())
     }

@@ -190,15 +190,30 @@ pub async fn embed_v2(
     embedded(app, request, "2").await
 }
 
-async fn embedded(app: Arc<App>, request: EmbedRequest, version: &'static str) -> Result<Json<EmbedResponse>, ApiError> {
-    let EmbedRequest { texts, inputs, images, model, input_type, embedding_types, truncate, output_dimension } = request;
+async fn embedded(
+    app: Arc<App>,
+    request: EmbedRequest,
+    version: &'static str,
+) -> Result<Json<EmbedResponse>, ApiError> {
+    let EmbedRequest {
+        texts,
+        inputs,
+        images,
+        model,
+        input_type,
+        embedding_types,
+        truncate,
+        output_dimension,
+    } = request;
     if images.is_some_and(|images| !images.is_empty()) {
         return Err(ApiError::validation("`images`: only texts are embedded here").of("images"));
     }
     let (texts, field) = match (texts, inputs) {
         (Some(texts), None) => (texts.into_iter().map(|Text(text)| text).collect(), "texts"),
         (None, Some(inputs)) => (inputs.into_iter().map(Input::text).collect(), "inputs"),
-        (Some(_), Some(_)) => return Err(ApiError::validation("both `texts` and `inputs` are given; send one").of("inputs")),
+        (Some(_), Some(_)) => {
+            return Err(ApiError::validation("both `texts` and `inputs` are given; send one").of("inputs"));
+        }
         (None, None) => return Err(ApiError::validation("missing field `texts`").of("texts")),
     };
     let texts: Arc<[String]> = Vec::into(texts);
@@ -220,7 +235,10 @@ async fn embedded(app: Arc<App>, request: EmbedRequest, version: &'static str) -
         let base64 = types.contains(&EmbeddingType::Base64);
         let float = types.is_empty() || types.contains(&EmbeddingType::Float);
         let base64 = base64.then(|| vectors.iter().map(|vector| embed::base64(vector)).collect());
-        (ResponseType::EmbeddingsByType, Embeddings::ByType(ByType { float: float.then_some(vectors), base64 }))
+        (
+            ResponseType::EmbeddingsByType,
+            Embeddings::ByType(ByType { float: float.then_some(vectors), base64 }),
+        )
     };
     let id = id(texts.iter().map(String::as_str));
     let meta = Meta::new(version, BilledUnits { input_tokens: Some(tokens), ..BilledUnits::default() });
@@ -303,7 +321,11 @@ pub async fn rerank_v2(
     reranked(app, RerankRequest { return_documents: None, ..request }, "2").await
 }
 
-async fn reranked(app: Arc<App>, request: RerankRequest, version: &'static str) -> Result<Json<RerankResponse>, ApiError> {
+async fn reranked(
+    app: Arc<App>,
+    request: RerankRequest,
+    version: &'static str,
+) -> Result<Json<RerankResponse>, ApiError> {
     let RerankRequest { query, documents, top_n, return_documents, rank_fields } = request;
     let fields = rank_fields.filter(|fields| !fields.is_empty()).unwrap_or_else(|| vec!["text".into()]);
     let mut texts = Vec::with_capacity(documents.len());
@@ -333,7 +355,8 @@ impl Document {
         };
         let read: Vec<&str> = fields.iter().filter_map(|field| object.get(field)?.as_str()).collect();
         if read.is_empty() {
-            let error = format!("document {place}, counted from 0, has no text in the field {}", fields.join(", "));
+            let error =
+                format!("document {place}, counted from 0, has no text in the field {}", fields.join(", "));
             return Err(ApiError::new(Kind::Validation, error).of("documents"));
         }
         Ok(read.join("\n"))

@@ -4,6 +4,7 @@
 //! inner product ranks as `/query` does (the score, less what all of a query's documents share). For stores that compare by
 //! cosine, or normalise, there are vectors of length 1 that rank the same ([`models::cosine`]).
 
+use super::app::App;
 use super::error::ApiError;
 use super::role::{Role, Similarity};
 use super::work::Job;
@@ -20,7 +21,7 @@ pub struct Wanted {
     pub side: (Role, Similarity),
     /// Whether texts longer than the prompt allows are cut; otherwise they are refused.
     pub truncate: bool,
-    /// The end that may be cut; only the prompt's own is possible.
+    /// The end that may be cut, where the request names one.
     pub end: Option<End>,
     /// Only the full length is possible.
     pub dimensions: Option<usize>,
@@ -76,11 +77,11 @@ pub fn base64(vector: &[f32]) -> String {
 }
 
 /// Refuses no texts, and more than are taken at once.
-pub fn some(job: &super::app::App, texts: usize, field: &str) -> Result<(), ApiError> {
+pub fn some(app: &App, texts: usize, field: &str) -> Result<(), ApiError> {
     if texts == 0 {
         return Err(ApiError::malformed(format!("`{field}` is empty: there are no texts")).of(field));
     }
-    job.within("texts", texts).map_err(|error| error.of(field))
+    app.within("texts", texts).map_err(|error| error.of(field))
 }
 
 /// A vector for each text, and the number of tokens read.
@@ -89,7 +90,8 @@ pub fn vectors(job: &Job, texts: &[String], wanted: Wanted) -> Result<(Vec<Vec<f
     let bundle = encoder.bundle();
     let m = bundle.manifest.predictor.inner_dimensions;
     if let Some(dimensions) = wanted.dimensions.filter(|&dimensions| dimensions != m) {
-        return Err(ApiError::validation(format!("dimensions {dimensions}: this bundle's vectors have {m}")));
+        let error = format!("dimensions {dimensions}: this bundle's vectors have {m}");
+        return Err(ApiError::validation(error).of("dimensions"));
     }
     let (role, similarity) = wanted.side;
     let cosine = match similarity {
@@ -104,7 +106,9 @@ pub fn vectors(job: &Job, texts: &[String], wanted: Wanted) -> Result<(Vec<Vec<f
         if !wanted.truncate {
             let (whole, kept) = (bundle.prompter.count_tokens(text)?, pass.text.len());
             if whole > kept {
-                let error = format!("the text has {whole} tokens, the prompt takes {kept}; let it be cut (`truncate`)");
+                let error = format!(
+                    "the text has {whole} tokens, the prompt takes {kept}; let it be cut (`truncate`)"
+                );
                 return Err(refused(ApiError::validation(error)));
             }
         }
@@ -136,22 +140,19 @@ pub fn pass(job: &Job, role: Role, text: &str) -> Result<Encoded, ApiError> {
     })
 }
 
+/// Which end of a text is cut is the prompt's to say. The end is what clients name unasked, because it is the default of those
+/// they were written for; who names the beginning means it.
 fn check_end(prompter: &Prompter, role: Role, wanted: Option<End>) -> Result<(), ApiError> {
     let part = match role {
         Role::Query => &prompter.template().query,
         Role::Document => &prompter.template().document,
     };
-    let own = match part.truncate {
-        Truncation::Left => End::Left,
-        Truncation::Right => End::Right,
-    };
-    match wanted {
-        Some(end) if end != own => {
-            let error = format!("texts cannot be cut at the end `{end:?}`: the bundle's prompt cuts at `{own:?}`");
-            Err(ApiError::validation(error))
-        }
-        _ => Ok(()),
+    if wanted == Some(End::Left) && part.truncate == Truncation::Right {
+        let error =
+            "texts cannot be cut at their beginning (`Left`, `START`): this bundle's prompt cuts their end";
+        return Err(ApiError::validation(error));
     }
+    Ok(())
 }
 
 /// Scales a vector to length 1.

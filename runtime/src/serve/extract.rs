@@ -29,7 +29,9 @@ impl<T: DeserializeOwned> FromRequest<Arc<App>> for Body<T> {
 }
 
 fn is_json(headers: &HeaderMap) -> bool {
-    let Some(kind) = headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()) else { return false };
+    let Some(kind) = headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()) else {
+        return false;
+    };
     let kind = kind.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
     kind == "application/json" || kind.starts_with("application/") && kind.ends_with("+json")
 }
@@ -131,7 +133,10 @@ mod tests {
         assert!(error.message.starts_with("`dishes[1]`: invalid type: integer `7`"), "{error:?}");
         assert!(!error.message.contains("column"), "{error:?}");
         let error = refused("{}");
-        assert_eq!((error.message.as_str(), error.field.as_deref()), ("missing field `dishes`", Some("dishes")));
+        assert_eq!(
+            (error.message.as_str(), error.field.as_deref()),
+            ("missing field `dishes`", Some("dishes"))
+        );
         for broken in ["{", "{\"dishes\": []} and more", "\"\u{1}\""] {
             assert_eq!(refused(broken).kind, Kind::Malformed, "{broken}");
         }

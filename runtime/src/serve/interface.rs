@@ -116,10 +116,16 @@ fn refusal(path: &str, status: &str, description: &str) -> Response {
     let content = ContentBuilder::new().schema(Some(Ref::from_schema_name(schema))).build();
     let response = ResponseBuilder::new().description(description).content("application/json", content);
     let header = |description: &str, kind| {
-        HeaderBuilder::new().schema(Some(ObjectBuilder::new().schema_type(kind))).description(Some(description)).build()
+        HeaderBuilder::new()
+            .schema(Some(ObjectBuilder::new().schema_type(kind)))
+            .description(Some(description))
+            .build()
     };
     match status {
-        "401" => response.header("WWW-Authenticate", header("Tells a wrong key (`invalid_token`) from none", Type::String)),
+        "401" => response.header(
+            "WWW-Authenticate",
+            header("Tells a wrong key (`invalid_token`) from none", Type::String),
+        ),
         "429" | "503" => response.header("Retry-After", header("Seconds to wait", Type::Integer)),
         _ => response,
     }

@@ -90,11 +90,14 @@ fn ask(job: &Job, text: &str, wanted: Wanted) -> Result<Answer, ApiError> {
 /// The student's best candidates, read anew by the teacher, one by one: between two, it is seen whether anybody still waits.
 fn ask_teacher(job: &Job, text: &str, wanted: Wanted, candidates: usize) -> Result<Answer, ApiError> {
     let Some(reranker) = &job.loaded.reranker else {
-        return Err(ApiError::validation("no reranker is loaded; start the server with --reranker").of("rerank"));
+        return Err(
+            ApiError::validation("no reranker is loaded; start the server with --reranker").of("rerank")
+        );
     };
     let most = job.app.limits.rerank;
     if candidates > most {
-        let error = format!("rerank {candidates}: at most {most} documents are read for a query (--max-rerank)");
+        let error =
+            format!("rerank {candidates}: at most {most} documents are read for a query (--max-rerank)");
         return Err(ApiError::validation(error).of("rerank"));
     }
     let k = wanted.k;

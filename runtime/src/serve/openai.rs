@@ -111,14 +111,17 @@ pub async fn embeddings(
     State(app): State<Arc<App>>,
     Body(request): Body<EmbeddingsRequest>,
 ) -> Result<Json<EmbeddingsResponse>, ApiError> {
-    let EmbeddingsRequest { input: Texts(texts), model, encoding_format, dimensions, input_type, task } = request;
+    let EmbeddingsRequest { input: Texts(texts), model, encoding_format, dimensions, input_type, task } =
+        request;
     embed::some(&app, texts.len(), "input")?;
     let name = model.as_deref();
     let asked = Asked::of_model(name).and(name, input_type, "input_type")?.and(name, task, "task")?;
-    let wanted = Wanted { side: asked.or(&app.defaults), truncate: true, end: None, dimensions, field: "input" };
+    let wanted =
+        Wanted { side: asked.or(&app.defaults), truncate: true, end: None, dimensions, field: "input" };
     let (vectors, tokens) = Arc::clone(&app).work(move |job| embed::vectors(job, &texts, wanted)).await?;
     let format = encoding_format.unwrap_or_default();
-    let embedding = |(index, vector)| Embedding { object: "embedding", index, embedding: format.write(vector) };
+    let embedding =
+        |(index, vector)| Embedding { object: "embedding", index, embedding: format.write(vector) };
     let data = vectors.into_iter().enumerate().map(embedding).collect();
     let usage = Usage { prompt_tokens: tokens, total_tokens: tokens };
     let model = model.unwrap_or_else(|| app.defaults.model.clone());

@@ -76,7 +76,9 @@ fn teacher(job: &Job, query: &str, texts: &[String], field: &str) -> Result<Vec<
     let mut scores = Vec::with_capacity(texts.len());
     for (place, text) in texts.iter().enumerate() {
         job.wanted()?;
-        let score = reranker.scores(query, &[text]).map_err(|error| about(error.into(), query, place, texts, field))?;
+        let score = reranker
+            .scores(query, &[text])
+            .map_err(|error| about(error.into(), query, place, texts, field))?;
         scores.extend(score.into_iter().map(|score| (score, 1.0 / (1.0 + (-score).exp()))));
         job.in_time((place + 1) as f64 / texts.len() as f64, texts.len())?;
     }

@@ -26,7 +26,8 @@ pub enum Dialect {
 impl Dialect {
     /// Also of paths that are none.
     pub fn of(path: &str) -> Self {
-        let below = |root: &str| path.strip_prefix(root).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+        let below =
+            |root: &str| path.strip_prefix(root).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
         if ["/v1/rerank", "/v1/embed", "/v2"].into_iter().any(below) {
             Self::Cohere
         } else if ["/v1", "/embeddings", "/models"].into_iter().any(below) {

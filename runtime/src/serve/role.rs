@@ -69,7 +69,8 @@ impl Defaults {
     pub fn names(&self, cosine: bool) -> Vec<String> {
         let similarities = if cosine { &["", COSINE][..] } else { &[""] };
         let roles = ["", "-query", "-document"];
-        let names = similarities.iter().flat_map(|end| roles.map(|role| format!("{}{role}{end}", self.model)));
+        let names =
+            similarities.iter().flat_map(|end| roles.map(|role| format!("{}{role}{end}", self.model)));
         names.collect()
     }
 }
@@ -105,7 +106,9 @@ impl Asked {
             && by_name != by_field
         {
             let (model, other) = (model.unwrap_or_default(), by_field.name());
-            let error = format!("the model `{model}` takes one role and `{name}` says {other}; leave out one of both");
+            let error = format!(
+                "the model `{model}` takes one role and `{name}` says {other}; leave out one of both"
+            );
             return Err(ApiError::validation(error).of(name));
         }
         Ok(Self { role: said.role.or(self.role), similarity: said.similarity.or(self.similarity) })
@@ -201,13 +204,18 @@ mod tests {
     #[test]
     fn a_field_beside_a_name_must_not_contradict_it() {
         let both = |model: &str, role: &str| {
-            Asked::of_model(Some(model)).and(Some(model), word(role), "input_type").map(|asked| asked.or(&Defaults::default()))
+            Asked::of_model(Some(model))
+                .and(Some(model), word(role), "input_type")
+                .map(|asked| asked.or(&Defaults::default()))
         };
         assert_eq!(both("m", "search_query").unwrap(), (Role::Query, Similarity::InnerProduct));
         assert_eq!(both("m-cosine", "passage").unwrap(), (Role::Document, Similarity::Cosine));
         assert_eq!(both("m-query", "query-cosine").unwrap(), (Role::Query, Similarity::Cosine));
         let refused = both("m-query", "search_document").unwrap_err();
-        assert!(refused.message.contains("`m-query`") && refused.message.contains("`input_type`"), "{refused:?}");
+        assert!(
+            refused.message.contains("`m-query`") && refused.message.contains("`input_type`"),
+            "{refused:?}"
+        );
         for unknown in ["clustering", "classification", "image", "Query", "", "cosine"] {
             assert!(word(unknown).is_none(), "{unknown}");
         }

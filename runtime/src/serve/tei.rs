@@ -14,7 +14,9 @@ use axum::response::{IntoResponse, Response};
 use models::manifest::Precision;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
-use utoipa::ToSchema;
+use utoipa::openapi::schema::{OneOfBuilder, Schema};
+use utoipa::openapi::{Ref, RefOr};
+use utoipa::{PartialSchema, ToSchema};
 
 /// A refusal.
 #[derive(Debug, Serialize, ToSchema)]
@@ -52,7 +54,7 @@ pub struct EmbedRequest {
     inputs: Texts,
     /// Whether texts longer than the prompt allows may be cut, as they are by default; otherwise they are refused.
     truncate: Option<bool>,
-    /// Only the prompt's own direction is possible, which is what it takes by default.
+    /// Which end is cut is the prompt's to say; `Left` is refused where it cuts the other.
     truncation_direction: Option<End>,
     /// `query` or `document`; the server's default is `document`, unless it was started otherwise.
     prompt_name: Option<Word>,
@@ -68,7 +70,10 @@ pub struct EmbedRequest {
     post, path = "/embed", request_body = EmbedRequest,
     responses((status = 200, description = "A vector for each text", body = Vec<Vec<f32>>))
 )]
-pub async fn embed(State(app): State<Arc<App>>, Body(request): Body<EmbedRequest>) -> Result<Json<Vec<Vec<f32>>>, ApiError> {
+pub async fn embed(
+    State(app): State<Arc<App>>,
+    Body(request): Body<EmbedRequest>,
+) -> Result<Json<Vec<Vec<f32>>>, ApiError> {
     Ok(Json(embedded(app, request).await?))
 }
 
@@ -111,7 +116,10 @@ pub struct SimilarityInputs {
     post, path = "/similarity", request_body = SimilarityRequest,
     responses((status = 200, description = "A number for each sentence, in their order", body = Vec<f32>))
 )]
-pub async fn similarity(State(app): State<Arc<App>>, Body(request): Body<SimilarityRequest>) -> Result<Json<Vec<f32>>, ApiError> {
+pub async fn similarity(
+    State(app): State<Arc<App>>,
+    Body(request): Body<SimilarityRequest>,
+) -> Result<Json<Vec<f32>>, ApiError> {
     Ok(Json(similar(app, request.inputs).await?))
 }
 
@@ -169,17 +177,22 @@ pub enum RerankResponse {
     post, path = "/rerank", operation_id = "tei_rerank", request_body = RerankRequest,
     responses((status = 200, description = "Best first", body = RerankResponse))
 )]
-pub async fn rerank(State(app): State<Arc<App>>, Body(request): Body<RerankRequest>) -> Result<Json<RerankResponse>, ApiError> {
+pub async fn rerank(
+    State(app): State<Arc<App>>,
+    Body(request): Body<RerankRequest>,
+) -> Result<Json<RerankResponse>, ApiError> {
     Ok(Json(reranked(app, request).await?))
 }
 
 async fn reranked(app: Arc<App>, request: RerankRequest) -> Result<RerankResponse, ApiError> {
-    let RerankRequest { query, texts, raw_scores, return_text, documents, top_n, return_documents, model } = request;
+    let RerankRequest { query, texts, raw_scores, return_text, documents, top_n, return_documents, model } =
+        request;
     let raw = raw_scores.unwrap_or(false);
     let given = match (texts, documents) {
         (Some(texts), None) => texts,
         (None, Some(documents)) => {
-            let wanted = jina::Wanted { raw, top_n, return_documents: return_documents.unwrap_or(true), model };
+            let wanted =
+                jina::Wanted { raw, top_n, return_documents: return_documents.unwrap_or(true), model };
             return Ok(RerankResponse::Documents(jina::reranked(app, query, documents, wanted).await?));
         }
         (Some(_), Some(_)) => {
@@ -187,7 +200,9 @@ async fn reranked(app: Arc<App>, request: RerankRequest) -> Result<RerankRespons
                  gives it, or `documents` for one as Jina and vLLM do";
             return Err(ApiError::validation(error).of("documents"));
         }
-        (None, None) => return Err(ApiError::validation("missing field `texts` (or `documents`)").of("texts")),
+        (None, None) => {
+            return Err(ApiError::validation("missing field `texts` (or `documents`)").of("texts"));
+        }
     };
     let texts: Arc<[String]> = given.into_iter().map(|Text(text)| text).collect();
     let ranked = rank::ranked(app, query, Arc::clone(&texts), "texts").await?;
@@ -201,16 +216,20 @@ async fn reranked(app: Arc<App>, request: RerankRequest) -> Result<RerankRespons
 
 /// What `POST /` takes: `inputs` as in `/embed`, `inputs` with a `source_sentence` as in `/similarity`, or `query` as in
 /// `/rerank`. Deployed models are asked there, by clients that know nothing but an address.
-#[derive(Debug, Deserialize, ToSchema)]
-#[serde(untagged)]
-pub enum RootRequest {
-    /// As in `/rerank`.
-    Rerank(RerankRequest),
-    /// As in `/similarity`.
-    Similarity(SimilarityRequest),
-    /// As in `/embed`.
-    Embed(EmbedRequest),
+#[derive(Debug)]
+pub struct RootRequest;
+
+impl PartialSchema for RootRequest {
+    fn schema() -> RefOr<Schema> {
+        let routes = [EmbedRequest::name(), SimilarityRequest::name(), RerankRequest::name()];
+        routes
+            .iter()
+            .fold(OneOfBuilder::new(), |all, name| all.item(Ref::from_schema_name(name.as_ref())))
+            .into()
+    }
 }
+
+impl ToSchema for RootRequest {}
 
 /// What `POST /` answers.
 #[derive(Debug, Serialize, ToSchema)]
@@ -229,7 +248,10 @@ pub enum RootResponse {
     post, path = "/", request_body = RootRequest,
     responses((status = 200, description = "As the route that is meant answers", body = RootResponse))
 )]
-pub async fn root(State(app): State<Arc<App>>, Body(request): Body<serde_json::Map<String, serde_json::Value>>) -> Response {
+pub async fn root(
+    State(app): State<Arc<App>>,
+    Body(request): Body<serde_json::Map<String, serde_json::Value>>,
+) -> Response {
     let answer = async {
         // Not read as an untagged enum: which field is wrong is told by the route that is meant.
         Ok(if request.contains_key("query") {
@@ -244,7 +266,9 @@ pub async fn root(State(app): State<Arc<App>>, Body(request): Body<serde_json::M
     answer.map(Json).into_response()
 }
 
-fn read<T: serde::de::DeserializeOwned>(request: serde_json::Map<String, serde_json::Value>) -> Result<T, ApiError> {
+fn read<T: serde::de::DeserializeOwned>(
+    request: serde_json::Map<String, serde_json::Value>,
+) -> Result<T, ApiError> {
     super::extract::read(serde_json::Value::Object(request))
 }
 
@@ -350,7 +374,13 @@ pub async fn tokenize(
                 let (id, start, stop) = (token.id, token.bytes.start, token.bytes.end);
                 let part = text.as_bytes().get(token.bytes).unwrap_or_default();
                 // Texts are data: no token of theirs is a special one.
-                SimpleToken { id, text: String::from_utf8_lossy(part).into_owned(), special: false, start, stop }
+                SimpleToken {
+                    id,
+                    text: String::from_utf8_lossy(part).into_owned(),
+                    special: false,
+                    start,
+                    stop,
+                }
             };
             all.push(prompter.tokens(text)?.into_iter().map(token).collect());
         }

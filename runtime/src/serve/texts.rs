@@ -3,8 +3,8 @@
 use serde::de::{Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use std::fmt;
-use utoipa::openapi::schema::{ArrayBuilder, ObjectBuilder, OneOfBuilder, Schema, Type};
 use utoipa::openapi::RefOr;
+use utoipa::openapi::schema::{ArrayBuilder, ObjectBuilder, OneOfBuilder, Schema, Type};
 use utoipa::{PartialSchema, ToSchema};
 
 /// What LangChain's OpenAI client sends where it is not told otherwise.
@@ -70,7 +70,8 @@ impl<'de> Deserialize<'de> for Text {
                         _ => drop(object.next_value::<IgnoredAny>()?),
                     }
                 }
-                text.map(Text).ok_or_else(|| A::Error::custom("the object has no `text`, and nothing else is read"))
+                text.map(Text)
+                    .ok_or_else(|| A::Error::custom("the object has no `text`, and nothing else is read"))
             }
 
             fn visit_u64<E: Error>(self, _: u64) -> Result<Text, E> {
@@ -130,7 +131,10 @@ mod tests {
     #[test]
     fn texts_come_alone_in_lists_and_in_objects() {
         assert_eq!(read("\"a mop\"").unwrap(), ["a mop"]);
-        assert_eq!(read("[\"a mop\", {\"text\": \"a lamp\", \"lang\": \"en\"}]").unwrap(), ["a mop", "a lamp"]);
+        assert_eq!(
+            read("[\"a mop\", {\"text\": \"a lamp\", \"lang\": \"en\"}]").unwrap(),
+            ["a mop", "a lamp"]
+        );
         assert!(read("[]").unwrap().is_empty());
     }
 
@@ -139,7 +143,10 @@ mod tests {
     fn token_ids_are_refused_by_what_they_are() {
         for ids in ["[9906, 11]", "[[9906, 11], [4435]]", "[\"a mop\", [9906]]", "[-1]"] {
             let told = read(ids).unwrap_err();
-            assert!(told.contains("token ids") && told.contains("check_embedding_ctx_length=False"), "{ids}: {told}");
+            assert!(
+                told.contains("token ids") && told.contains("check_embedding_ctx_length=False"),
+                "{ids}: {told}"
+            );
         }
         assert!(read("[\"a mop\", null]").unwrap_err().starts_with("`input[1]`: invalid type: null"));
         assert!(read("{\"image\": \"x\"}").unwrap_err().contains("a text or a list of texts"));

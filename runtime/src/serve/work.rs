@@ -8,8 +8,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-/// Share of the time for a request after which its own pace tells how long it will take.
+/// Share of the time for a request after which its own pace tells how long it will take, ...
 const TRIAL: f64 = 0.03;
+/// ... if so many texts are done: the first ones wait for others.
+const TRIED: f64 = 3.0;
 /// By how much work may seem to overrun its time, in the beginning; the nearer the end, the less.
 const DOUBT: f64 = 0.25;
 
@@ -83,7 +85,8 @@ impl Job {
 fn too_long(spent: Duration, limit: Duration, share: f64, texts: usize) -> Option<ApiError> {
     let (spent, limit) = (spent.as_secs_f64(), limit.as_secs_f64());
     let (used, whole) = (spent / limit, spent / share);
-    if texts < 2 || share >= 1.0 || used < TRIAL || whole <= limit * (1.0 + DOUBT * (1.0 - used).max(0.0)) {
+    let tried = used >= TRIAL && share * texts as f64 >= TRIED;
+    if !tried || share >= 1.0 || whole <= limit * (1.0 + DOUBT * (1.0 - used).max(0.0)) {
         return None;
     }
     let fits = rounded(texts as f64 * 0.7 * limit / whole);
@@ -112,7 +115,10 @@ mod tests {
         let after = |seconds: f64, share: f64| too_long(Duration::from_secs_f64(seconds), limit, share, 1000);
         let error = after(1.0, 0.01).unwrap();
         assert_eq!(error.kind, Kind::TooLarge);
-        assert!(error.message.contains("about 100 s") && error.message.contains("at most 200 at once"), "{error:?}");
+        assert!(
+            error.message.contains("about 100 s") && error.message.contains("at most 200 at once"),
+            "{error:?}"
+        );
         // Too early to tell, in time, nearly in time, nearly done.
         assert!(after(0.5, 0.001).is_none());
         assert!(after(2.0, 0.10).is_none());
@@ -120,7 +126,7 @@ mod tests {
         assert!(after(29.0, 1.0).is_none());
         // The nearer the end, the surer.
         assert!(after(20.0, 0.60).is_some());
-        assert!(too_long(Duration::from_secs(20), limit, 0.1, 1).is_none());
+        assert!(too_long(Duration::from_secs(20), limit, 0.1, 20).is_none());
         assert_eq!([0.2, 1.0, 9.9, 10.0, 287.0].map(rounded), [1, 1, 9, 10, 200]);
     }
 
