@@ -314,6 +314,7 @@ impl Cells {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::filter::{Side, Test};
     use proptest::prelude::*;
     use serde_json::json;
 
@@ -339,14 +340,14 @@ mod tests {
 
     fn filter() -> impl Strategy<Value = Filter> {
         let field = prop_oneof!["[abc]", Just("a.x".to_owned())];
+        let side = || prop::sample::select(vec![Side::Less, Side::AtMost, Side::Greater, Side::AtLeast]);
         let test = prop_oneof![
-            Just(json!({ "$exists": true })),
-            prop::collection::vec(value(), 0..3).prop_map(|values| json!({ "$in": values })),
-            ("\\$(gt|gte|lt|lte)", 0..4i64).prop_map(|(side, n)| json!({ side: n })),
-            ("\\$(gt|gte|lt|lte)", "[ab]").prop_map(|(side, s)| json!({ side: s })),
+            Just(Test::Exists),
+            prop::collection::vec(value(), 0..3).prop_map(Test::In),
+            (side(), 0..4i64).prop_map(|(side, n)| Test::Compare(side, json!(n))),
+            (side(), "[ab]").prop_map(|(side, s)| Test::Compare(side, json!(s))),
         ];
-        let leaf =
-            (field, test).prop_map(|(field, test)| Filter::from_json(&json!({ field: test })).unwrap());
+        let leaf = (field, test).prop_map(|(field, test)| Filter::Field { field, test });
         leaf.prop_recursive(3, 12, 3, |inner| {
             prop_oneof![
                 prop::collection::vec(inner.clone(), 0..3).prop_map(Filter::All),

@@ -18,19 +18,44 @@ pub const MOST_FIELDS: usize = 64;
 
 /// A document; unknown fields are ignored.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "Fields")]
 pub struct Document {
     /// Identifier, unique in the index; BEIR's `_id`.
-    #[serde(alias = "_id")]
     pub id: String,
     /// Title, may be empty.
-    #[serde(default)]
     pub title: String,
     /// Text, may be empty if there is a title.
-    #[serde(default)]
     pub text: String,
     /// What it can be filtered by.
-    #[serde(default, skip_serializing_if = "Map::is_empty")]
+    #[serde(skip_serializing_if = "Map::is_empty")]
     pub metadata: Metadata,
+}
+
+/// A document as programs write it: `null` for what is not there, and BEIR's `_id` beside `id` or in its place.
+#[derive(Deserialize)]
+struct Fields {
+    id: Option<String>,
+    #[serde(rename = "_id")]
+    beir_id: Option<String>,
+    title: Option<String>,
+    text: Option<String>,
+    metadata: Option<Metadata>,
+}
+
+impl TryFrom<Fields> for Document {
+    type Error = String;
+
+    fn try_from(Fields { id, beir_id, title, text, metadata }: Fields) -> Result<Self, String> {
+        let id = match (id, beir_id) {
+            (Some(id), Some(beir_id)) if id != beir_id => {
+                return Err(format!("`_id` is `{beir_id}` and `id` is `{id}`; keep one of them"));
+            }
+            (Some(id), _) | (None, Some(id)) => id,
+            (None, None) => return Err("there is neither `_id` nor `id`".into()),
+        };
+        let (title, text) = (title.unwrap_or_default(), text.unwrap_or_default());
+        Ok(Self { id, title, text, metadata: metadata.unwrap_or_default() })
+    }
 }
 
 impl Document {
@@ -83,7 +108,9 @@ pub enum DocumentError {
 pub enum Source {
     /// JSON lines.
     Jsonl(PathBuf),
-    /// CSV with a line of headers: `id`, `title` and `text`, all other columns are metadata.
+    /// CSV with a line of headers: `id`, `title` and `text`, all other columns are metadata. What pandas writes for a value
+    /// that is missing (nothing, `NaN`, `nan`, `NaT`, `<NA>`) is missing, and its column of row numbers, the first one and
+    /// without a name, is left out.
     Csv(PathBuf),
     /// JSON lines on stdin.
     Stdin,
@@ -200,10 +227,11 @@ fn csv<F: FnMut(Document)>(checked: &mut Checked<F>, input: impl Read) -> Result
     }
     let mut seen = HashSet::new();
     if let Some(double) = headers.iter().find(|header| {
-        !seen.insert(match **header {
-            "_id" => "id",
-            header => header,
-        })
+        !header.is_empty()
+            && !seen.insert(match **header {
+                "_id" => "id",
+                header => header,
+            })
     }) {
         return Err(at(name, 1, format!("there are two columns `{double}`")));
     }
@@ -211,12 +239,20 @@ fn csv<F: FnMut(Document)>(checked: &mut Checked<F>, input: impl Read) -> Result
         let record = record.map_err(refused)?;
         let line = record.position().map_or(0, |position| position.line() as usize);
         let mut document = Document::default();
-        for (header, field) in headers.iter().zip(&record) {
+        for (column, (header, field)) in headers.iter().zip(&record).enumerate() {
+            if matches!(field, "" | "NaN" | "nan" | "NaT" | "<NA>") {
+                continue;
+            }
             match *header {
                 "id" | "_id" => document.id = field.to_owned(),
                 "title" => document.title = field.to_owned(),
                 "text" => document.text = field.to_owned(),
-                _ if field.is_empty() => {}
+                // The row numbers that pandas writes unless told otherwise.
+                "" if column == 0 => {}
+                "" => {
+                    let reason = format!("column {} holds `{field}` and has no name", column + 1);
+                    return Err(at(name, line, reason));
+                }
                 other => {
                     document.metadata.insert(other.to_owned(), scalar(field));
                 }
@@ -227,9 +263,14 @@ fn csv<F: FnMut(Document)>(checked: &mut Checked<F>, input: impl Read) -> Result
     Ok(())
 }
 
-/// `3` and `true` are a number and a truth value, all else is text: also what would not be written again as it was
-/// (`1e3`, `00420`, a number of twenty digits).
+/// `3` and `true` are a number and a truth value (`True` as Python, `TRUE` as spreadsheets write it), all else is text: also
+/// what would not be written again as it was (`1e3`, `00420`, a number of twenty digits).
 fn scalar(field: &str) -> Value {
+    match field {
+        "True" | "TRUE" => return Value::Bool(true),
+        "False" | "FALSE" => return Value::Bool(false),
+        _ => {}
+    }
     if let Ok(value @ (Value::Number(_) | Value::Bool(_))) = serde_json::from_str::<Value>(field) {
         let written = value.to_string();
         if written == field {
@@ -307,6 +348,60 @@ mod tests {
         for header in ["id,text,room,room", "id,_id,text,room"] {
             let refused = read_csv(&format!("{header}\n1,2,3,4\n")).unwrap_err().to_string();
             assert!(refused.contains("d.csv:1") && refused.contains("two columns"), "{refused}");
+        }
+    }
+
+    /// Exporters write `null` for what a document lacks, and both names of the id; a corpus refused for that is edited by hand,
+    /// and of two different ids the wrong one would be in every judgement.
+    #[test]
+    fn null_is_what_is_not_there() {
+        let read = read_jsonl(
+            "{\"_id\":\"a\",\"title\":null,\"text\":\"Air the cellar\",\"metadata\":null}\n\
+             {\"id\":\"b\",\"_id\":\"b\",\"title\":\"Feed the fish\",\"text\":null}\n\
+             {\"id\":null,\"_id\":\"c\",\"text\":\"x\",\"metadata\":{\"floor\":null}}",
+        );
+        let read = read.unwrap();
+        let ids: Vec<&str> = read.iter().map(|document| document.id.as_str()).collect();
+        assert_eq!(ids, ["a", "b", "c"]);
+        assert_eq!(
+            (read[0].contents().as_str(), read[1].contents().as_str()),
+            ("Air the cellar", "Feed the fish")
+        );
+        assert!(read[0].metadata.is_empty() && read[2].metadata["floor"].is_null());
+        let written = serde_json::to_value(&read[1]).unwrap();
+        assert_eq!(written, json!({"id": "b", "title": "Feed the fish", "text": ""}));
+        for (line, expected) in [
+            ("{\"id\":\"a\",\"_id\":\"b\",\"text\":\"x\"}", "`_id` is `b` and `id` is `a`"),
+            ("{\"id\":null,\"text\":\"x\"}", "neither `_id` nor `id`"),
+            ("{\"id\":\"a\",\"title\":null,\"text\":null}", "neither title nor text"),
+        ] {
+            let refused = read_jsonl(line).unwrap_err().to_string();
+            assert!(refused.contains("d.jsonl:1") && refused.contains(expected), "{refused}");
+        }
+    }
+
+    /// A table that pandas wrote would have row numbers as metadata, texts `True` that no truth value equals, and documents
+    /// called `nan`.
+    #[test]
+    fn tables_of_pandas_mean_what_the_frame_held() {
+        let table = ",id,title,text,in_stock,floor,since\n\
+                     0,a,,Water the ferns,True,2.0,2026-02-01\n\
+                     1,b,NaN,Wind the clock,False,,NaT\n\
+                     2,c,nan,Sweep the steps,TRUE,nan,<NA>\n";
+        let read = read_csv(table).unwrap();
+        let metadata: Vec<Value> = read.iter().map(|d| Value::Object(d.metadata.clone())).collect();
+        let first = json!({"in_stock": true, "floor": 2.0, "since": "2026-02-01"});
+        assert_eq!(metadata, [first, json!({"in_stock": false}), json!({"in_stock": true})]);
+        assert!(read.iter().all(|document| document.title.is_empty()));
+        // Spreadsheets leave empty columns at the end; one that holds something lacks its name.
+        assert_eq!(read_csv("id,text,,\na,x,,\n").unwrap()[0].fields(), 0);
+        for (table, expected) in [
+            ("id,text,\na,x,\nb,y,attic\n", "d.csv:3: column 3 holds `attic` and has no name"),
+            ("id,text\nnan,x\n", "d.csv:2: the id is empty"),
+            ("id,text\na,NaN\n", "d.csv:2: `a` has neither title nor text"),
+        ] {
+            let refused = read_csv(table).unwrap_err().to_string();
+            assert!(refused.contains(expected), "{refused}");
         }
     }
 

@@ -1,6 +1,7 @@
 //! Filters: made-up conditions on made-up metadata, asked both ways.
 
 use super::*;
+use crate::filter::Test;
 use crate::search::Rows;
 
 /// A filter that lets another document through on a server than on a robot shows somebody the wrong room.
@@ -117,7 +118,11 @@ fn filter(random: &mut Random, depth: usize) -> Filter {
             };
             let test = match random.next() % 6 {
                 0 => json!({ "$exists": random.next().is_multiple_of(2) }),
-                1 => json!({ "$in": (0..random.next() % 4).map(|_| wanted(random)).collect::<Vec<_>>() }),
+                1 => {
+                    // Lists and objects too, which nothing that is sent asks for.
+                    let test = Test::In((0..random.next() % 4).map(|_| wanted(random)).collect());
+                    return Filter::Field { field: field.to_owned(), test };
+                }
                 2 => json!({ "$ne": scalar(random) }),
                 3 => json!({ "$eq": scalar(random) }),
                 _ => {
