@@ -1,16 +1,18 @@
 //! `export --onnx --student DIR --out BUNDLE` (or `--reranker DIR`): prints the bundle's path; progress and errors go to stderr,
 //! exit status 2 on error.
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use clap::{Parser, ValueEnum};
 use export::bundle::options::{MixedPrecision, Options};
 use export::bundle::reranker::RerankerOptions;
 use export::bundle::{reranker, student};
 use export::quantise::mixed::MixedLayers;
 use export::verify::ranking::RankingData;
+use models::files::StagedDir;
 use models::manifest::{GraphKind, Precision};
+use models::pretrained::{self, Pretrained};
 use runtime::session::SessionOptions;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 /// Export a student (or a teacher, as a reranker) as an ONNX bundle for `runtime`
@@ -23,6 +25,10 @@ struct Args {
     /// Student directory, as written by `train distill`
     #[arg(long, value_name = "DIR", required_unless_present = "reranker", conflicts_with = "reranker")]
     student: Option<PathBuf>,
+    /// LLM that a pretrained student (a folder of models/pretrained/) belongs to: a model directory, as written by `train
+    /// import`, or the .gguf file
+    #[arg(long, value_name = "PATH", requires = "student")]
+    llm: Option<PathBuf>,
     /// Teacher directory, as written by `train teacher` (or any imported LLM), to export instead of a student, for `runtime query
     /// --reranker`
     #[arg(long, value_name = "DIR", conflicts_with_all = ["calibrate", "verify"])]
@@ -107,6 +113,28 @@ fn main() -> ExitCode {
     }
 }
 
+/// The whole student of a pretrained folder, in a directory beside `out` that goes away with the value; none where `student` is
+/// a whole one.
+fn assembled(student: &Path, llm: Option<&Path>, out: &Path) -> anyhow::Result<Option<StagedDir>> {
+    match (Pretrained::is_one(student), llm) {
+        (false, None) => Ok(None),
+        (false, Some(_)) => bail!("--llm is for pretrained students, and this one brings its LLM along"),
+        (true, None) => {
+            let name = Pretrained::open(student)?.base.name;
+            bail!("a pretrained student, which comes without its LLM; give {name} with --llm")
+        }
+        (true, Some(llm)) => {
+            if !student.join(models::student::FILE_NAME).is_file() {
+                bail!("a pretrained teacher, not a student; import it with `train import` and distil it");
+            }
+            let name = out.file_name().unwrap_or_default().to_string_lossy();
+            let staged = StagedDir::new(&out.with_file_name(format!("{name}.student")))?;
+            pretrained::assemble(student, llm, staged.path())?;
+            Ok(Some(staged))
+        }
+    }
+}
+
 fn run(args: Args) -> anyhow::Result<()> {
     let precision = match args.precision {
         PrecisionArg::Fp32 => Precision::Fp32,
@@ -128,9 +156,11 @@ fn run(args: Args) -> anyhow::Result<()> {
             .with_context(|| format!("cannot export {}", options.teacher.display()))?;
     } else {
         let student = args.student.context("--student or --reranker is required")?;
+        let assembled = assembled(&student, args.llm.as_deref(), &out)
+            .with_context(|| format!("cannot export {}", student.display()))?;
         let data = |dir| RankingData { dir, split: args.split, queries: args.queries };
         let options = Options {
-            student,
+            student: assembled.as_ref().map_or(student.clone(), |staged| staged.path().to_owned()),
             out: out.clone(),
             precision,
             graph,
@@ -141,7 +171,7 @@ fn run(args: Args) -> anyhow::Result<()> {
             session,
         };
         student::export(&options, &mut progress)
-            .with_context(|| format!("cannot export {}", options.student.display()))?;
+            .with_context(|| format!("cannot export {}", student.display()))?;
     }
     println!("{}", out.display());
     Ok(())

@@ -41,7 +41,8 @@ pub fn write_onnx_embedding(dir: &Path, input: Option<&str>) {
         mask = g.op(&root.child("more"), "Mul", &[&mask, &more]).unwrap();
     }
     let table = Normal::new(5).vector(vocabulary * HIDDEN_SIZE, 1.0);
-    let table = g.initializer("embeddings.weight", &[vocabulary, HIDDEN_SIZE], TensorData::F32(&table)).unwrap();
+    let table =
+        g.initializer("embeddings.weight", &[vocabulary, HIDDEN_SIZE], TensorData::F32(&table)).unwrap();
     let rows = g.op(&root, "Gather", &[&table, &ids]).unwrap();
     let cast = [AttributeProto::int("to", DataType::Float as i64)];
     let mask = g.op_with(&root, "Cast", &[&mask], cast).unwrap();
