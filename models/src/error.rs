@@ -1,8 +1,10 @@
 //! How errors are told to people.
 
+use crate::files::with_final_names;
 use std::error::Error;
 
-/// The chain of causes in one sentence, each once: many errors quote their cause in their own words already.
+/// The chain of causes in one sentence, each once: many errors quote their cause in their own words already. Directories
+/// under construction have their final names.
 pub fn sentence(error: &dyn Error) -> String {
     let mut sentence = error.to_string();
     let mut cause = error.source();
@@ -13,7 +15,7 @@ pub fn sentence(error: &dyn Error) -> String {
         }
         cause = error.source();
     }
-    sentence
+    with_final_names(&sentence)
 }
 
 #[cfg(test)]

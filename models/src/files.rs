@@ -25,6 +25,16 @@ pub enum FileError {
         /// Where and what.
         source: serde_json::Error,
     },
+    /// A link to nothing.
+    #[error(
+        "{file}: a link to {to}, which is not there; the download was cut off or part of it removed: fetch it again"
+    )]
+    Dangling {
+        /// The link.
+        file: PathBuf,
+        /// What it names.
+        to: PathBuf,
+    },
     /// An output that would overwrite something.
     #[error("{file}: already exists; name another output or remove it first")]
     Exists {
@@ -232,12 +242,55 @@ impl Drop for StagedDir {
     }
 }
 
-/// Hard-links `from` to `to`, or copies where the file system cannot link: large weights are shared between checkpoints.
-pub fn link_or_copy(from: &Path, to: &Path) -> Result<(), FileError> {
-    if fs::hard_link(from, to).is_err() {
-        fs::copy(from, to).map_err(FileError::io(from))?;
+/// Whether there is a file of this name, links followed. A link to nothing is an error: whoever made it meant the file
+/// to be there.
+pub fn present(file: &Path) -> Result<bool, FileError> {
+    if file.is_file() {
+        return Ok(true);
     }
-    Ok(())
+    match fs::read_link(file) {
+        Ok(to) if !file.exists() => Err(FileError::Dangling { file: file.to_owned(), to }),
+        _ => Ok(false),
+    }
+}
+
+/// Copies a file, links followed: what its owner does to it later does not reach the copy. Where the file system can, both
+/// share their blocks until one is written to: `fs::copy` asks the kernel for it (`copy_file_range`).
+pub fn copy(from: &Path, to: &Path) -> Result<(), FileError> {
+    fs::copy(from, to).map(|_| ()).map_err(FileError::io(from))
+}
+
+/// Hard-links `from` to `to`, or copies where the file system cannot link: large weights are shared between directories of
+/// our own making, whose files are replaced and never written to. A link leads to somebody else's file: copied.
+pub fn link_or_copy(from: &Path, to: &Path) -> Result<(), FileError> {
+    let own = fs::symlink_metadata(from).map_err(FileError::io(from))?.is_file();
+    if own && fs::hard_link(from, to).is_ok() {
+        return Ok(());
+    }
+    copy(from, to)
+}
+
+/// A text in which this process's directories under construction have the names that they are to get: a user has never
+/// seen the others, and they are gone when the text is read.
+pub fn with_final_names(text: &str) -> String {
+    let mark = format!(".partial-{}", std::process::id());
+    let mut told = String::new();
+    let mut rest = text;
+    while let Some((before, after)) = rest.split_once(&mark) {
+        let name = before.rfind("/.").map(|slash| slash + 1);
+        let name = name
+            .or_else(|| before.starts_with('.').then_some(0))
+            .or(before.rfind(" .").map(|space| space + 1));
+        match name {
+            Some(dot) => {
+                told.push_str(&before[..dot]);
+                told.push_str(&before[dot + 1..]);
+            }
+            None => told.push_str(before),
+        }
+        rest = after;
+    }
+    told + rest
 }
 
 #[cfg(test)]

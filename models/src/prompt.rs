@@ -166,6 +166,21 @@ pub enum PromptError {
         /// What the tokenizer library said.
         message: String,
     },
+    /// There is no `tokenizer.json`.
+    #[error(
+        "{dir}: found no tokenizer.json{}\nhint: {}",
+        .slow.map(|file| format!(", only a slow tokenizer ({file})")).unwrap_or_default(),
+        match .slow {
+            Some(_) => "write one with transformers: AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)",
+            None => "fetch it from where the model comes from",
+        }
+    )]
+    NoTokenizer {
+        /// The model's folder.
+        dir: PathBuf,
+        /// What a tokenizer in Python or SentencePiece has left there.
+        slow: Option<&'static str>,
+    },
     /// A choice word falls into several tokens.
     #[error(
         "prompt: choice `{choice}` is {found} tokens in this tokenizer, 1 is needed; choose a word that is a single token"
@@ -468,9 +483,24 @@ impl Prompter {
     }
 }
 
+/// Files of the tokenizers that transformers calls slow, from which it makes a `tokenizer.json`.
+const SLOW_TOKENIZERS: &[&str] = &[
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tekken.json",
+    "vocab.txt",
+];
+
 /// Reads `tokenizer.json` of a directory.
 pub fn open_tokenizer(dir: &Path) -> Result<Tokenizer, PromptError> {
     let file = dir.join("tokenizer.json");
+    if !files::present(&file)? && !file.exists() {
+        let slow = SLOW_TOKENIZERS.iter().copied().find(|name| dir.join(name).exists());
+        return Err(PromptError::NoTokenizer { dir: dir.to_owned(), slow });
+    }
     Tokenizer::from_file(&file).map_err(|e| PromptError::Tokenizer { file, message: e.to_string() })
 }
 

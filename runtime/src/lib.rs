@@ -19,6 +19,7 @@ pub mod delta;
 pub mod document;
 pub mod dylib;
 pub mod encoder;
+mod external_data;
 pub mod filter;
 #[cfg(any(test, feature = "fuzz"))]
 pub mod fuzz;

@@ -6,12 +6,14 @@
 
 use crate::cpu;
 use crate::dylib::{self, DylibError, Probed};
+use crate::external_data;
 use ort::environment::Environment;
 use ort::ep::{self, ExecutionProvider, ExecutionProviderDispatch};
 use ort::session::{Session as OrtSession, SessionInputValue, builder::GraphOptimizationLevel};
 use ort::value::{TensorElementType, TensorRef, ValueType};
 use parking_lot::FairMutex;
 use std::borrow::Cow;
+use std::ffi::OsString;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -231,7 +233,8 @@ impl Graph {
         let (_, environment) = environment(options.ort_dylib.as_deref())?;
         let threads = if options.threads == 0 { cpu::physical_cores() } else { options.threads };
         let mut fallbacks = Vec::new();
-        let mut commit = || -> ort::Result<OrtSession> {
+        let mut commit = |linked: &[(OsString, PathBuf)]| -> ort::Result<OrtSession> {
+            fallbacks.clear();
             let mut builder = OrtSession::builder(&environment)?
                 .with_optimization_level(GraphOptimizationLevel::All)?
                 .with_intra_threads(threads)?
@@ -255,9 +258,18 @@ impl Graph {
                 fallbacks
                     .extend(refused.map(|why| format!("{name} does not compute {}: {why}", file.display())));
             }
+            for (name, target) in linked {
+                let bytes = external_data::read(target).map_err(ort::Error::wrap)?;
+                builder = builder.with_external_initializer_file_in_memory(name, bytes)?;
+            }
             builder.commit_from_file(file)
         };
-        let inner = commit().map_err(ort_error(file, "load the graph"))?;
+        let linked = external_data::linked_away(file);
+        let inner = match commit(&[]) {
+            Err(_) if !linked.is_empty() => commit(&linked),
+            opened => opened,
+        };
+        let inner = inner.map_err(ort_error(file, "load the graph"))?;
         Ok(Self { file: file.to_owned(), inner, fallbacks })
     }
 

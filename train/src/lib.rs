@@ -18,6 +18,7 @@ pub mod evaluation;
 pub mod features;
 pub mod fit;
 pub mod golden;
+pub mod importing;
 pub mod losses;
 pub mod negatives;
 pub mod optim;

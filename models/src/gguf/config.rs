@@ -43,6 +43,7 @@ impl DecoderShape {
         let architecture = architecture(header)?;
         let key = |suffix: &str| format!("{}.{suffix}", architecture.model_type());
         refuse_experts(header, &key("expert_count"))?;
+        refuse_rerankers(header, &key("pooling_type"))?;
         let hidden_size = header.required_size(&key("embedding_length"))?;
         let num_attention_heads = header.required_size(&key("attention.head_count"))?;
         let num_key_value_heads =
@@ -167,4 +168,17 @@ fn refuse_experts(header: &Header, key: &str) -> Result<(), GgufError> {
         }),
         _ => Ok(()),
     }
+}
+
+/// `LLAMA_POOLING_TYPE_RANK`: the score is the head `cls`, not a token's.
+const POOLING_RANK: usize = 4;
+
+fn refuse_rerankers(header: &Header, key: &str) -> Result<(), GgufError> {
+    let head = header.tensors.keys().filter(|name| name.starts_with("cls.")).min();
+    let what = match (head, header.size_or_zero(key)?) {
+        (Some(name), _) => format!("tensor `{name}`"),
+        (None, Some(POOLING_RANK)) => format!("metadata `{key}` is {POOLING_RANK} (rank)"),
+        _ => return Ok(()),
+    };
+    Err(GgufError::Reranker { file: header.file.clone(), what })
 }

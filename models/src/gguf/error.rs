@@ -1,5 +1,6 @@
 //! What can be wrong with a GGUF file.
 
+use crate::config::ConfigError;
 use std::path::PathBuf;
 
 /// Why a GGUF file cannot be imported.
@@ -62,6 +63,21 @@ pub enum GgufError {
         /// The values that can be imported.
         supported: String,
     },
+    /// A reranker with a head of its own, as llama.cpp converts them.
+    #[error(
+        "{file}: {what}: a reranker with a head of its own, which is not run here\n\
+         hint: import the model's Hugging Face folder instead, where the answer is read off the language model's own head \
+         (Qwen3-Reranker: with `--prompt qwen3-reranker`)"
+    )]
+    Reranker {
+        /// The file.
+        file: PathBuf,
+        /// What shows it.
+        what: String,
+    },
+    /// The config.json that the metadata make is refused.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
     /// A metadata value that is absent or makes no sense.
     #[error(
         "{file}: metadata `{key}` is {found}, expected {expected}\nhint: use the model's Hugging Face folder instead"

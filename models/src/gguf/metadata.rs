@@ -91,6 +91,13 @@ impl Header {
         }
     }
 
+    pub(super) fn positive_or_zero(&self, key: &str) -> Result<Option<f64>, GgufError> {
+        match self.metadata.get(key) {
+            Some(Value::Float(0.0)) => Ok(Some(0.0)),
+            _ => self.positive(key),
+        }
+    }
+
     pub(super) fn texts(&self, key: &str) -> Result<&[String], GgufError> {
         match self.metadata.get(key) {
             Some(Value::Texts(texts)) => Ok(texts),

@@ -19,6 +19,7 @@ mod tokenizer;
 
 pub use error::GgufError;
 
+use crate::config::{ConfigError, DecoderConfig};
 use config::DecoderShape;
 use header::Header;
 use serde_json::Value;
@@ -48,6 +49,9 @@ impl GgufModel {
         let shape = DecoderShape::read(&header)?;
         let tensors = tensors::plan(&header, &shape)?;
         let config = config::config_json(&header, &shape)?;
+        let completed: DecoderConfig = serde_json::from_value(config.clone())
+            .map_err(|source| ConfigError::Parse { file: path.to_owned(), source })?;
+        completed.validate(path)?;
         let (tokenizer, tokenizer_config) = tokenizer::read(&header, &shape)?;
         Ok(Self { config, tokenizer, tokenizer_config, header, tensors })
     }

@@ -26,25 +26,33 @@ pub(super) fn scaling(header: &Header, shape: &DecoderShape, rope_theta: f64) ->
     })
 }
 
+/// As llama.cpp reads it (`load_hparams` in src/llama-model.cpp): a factor without a type means `linear`, an older key
+/// stands in for the factor, and a factor of zero, or none, scales nothing.
 fn metadata_scaling(header: &Header, shape: &DecoderShape) -> Result<Json, GgufError> {
-    let prefix = format!("{}.rope.scaling.", shape.architecture.model_type());
+    let model = shape.architecture.model_type();
+    let prefix = format!("{model}.rope.scaling.");
     let key = |suffix: &str| format!("{prefix}{suffix}");
     let known = ["type", "factor", "original_context_length", "finetuned"].map(key);
     // A scaling parameter that we do not pass on would change the model without a word.
     if let Some(other) = header.metadata.keys().find(|k| k.starts_with(&prefix) && !known.contains(k)) {
         return Err(header.bad_value(other, "no such key"));
     }
-    let factor = header.positive(&key("factor"))?;
+    let factor = match header.positive_or_zero(&key("factor"))? {
+        None => header.positive_or_zero(&format!("{model}.rope.scale_linear"))?,
+        factor => factor,
+    };
+    let factor = factor.filter(|&factor| factor > 0.0);
     match (header.text(&key("type"))?, factor) {
-        (None | Some("none"), _) => Ok(Json::Null),
-        (Some("linear"), Some(factor)) => Ok(json!({ "rope_type": "linear", "factor": factor })),
-        (Some("yarn"), Some(factor)) => {
-            let original = header.size(&key("original_context_length"))?;
-            let original = original.unwrap_or(shape.max_position_embeddings);
-            Ok(json!({ "rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original }))
-        }
-        (Some("linear" | "yarn"), None) => Err(header.bad_value(&key("factor"), "a positive number")),
-        (Some(_), _) => Err(header.bad_value(&key("type"), "`none`, `linear` or `yarn`")),
+        (Some("none"), _) | (None | Some("linear"), None) | (None, Some(1.0)) => Ok(Json::Null),
+        (None | Some("linear"), Some(factor)) => Ok(json!({ "rope_type": "linear", "factor": factor })),
+        (Some(found), _) => Err(GgufError::Unsupported {
+            file: header.file.clone(),
+            what: format!("metadata `{}`", key("type")),
+            found: format!("`{found}`"),
+            supported: "`none`, `linear`, and Llama 3's factors (another file of the model that is not made for longer texts \
+                        may be without)"
+                .to_owned(),
+        }),
     }
 }
 

@@ -90,6 +90,8 @@ fn refuse_other_models(header: &Header) -> Result<(), GgufError> {
     }
 }
 
+const SPLITTINGS: &str = "`smollm`, `qwen2`, `llama-bpe`, `gpt-2`";
+
 /// How text is cut before BPE: `tokenizer.ggml.pre`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Splitting {
@@ -106,12 +108,19 @@ impl Splitting {
             "smollm" => Ok(Self::SmolLm),
             "qwen2" => Ok(Self::Qwen2),
             "llama-bpe" => Ok(Self::Llama3),
-            "gpt-2" | "default" => Ok(Self::Gpt2),
+            "gpt-2" => Ok(Self::Gpt2),
+            // llama.cpp cuts such texts in a way of its own; what the model was trained on is not said.
+            "default" => Err(GgufError::Unsupported {
+                file: header.file.clone(),
+                what: format!("metadata `{KEY}`"),
+                found: "`default`: a conversion that did not know how the model cuts text".to_owned(),
+                supported: SPLITTINGS.to_owned(),
+            }),
             found => Err(GgufError::Unsupported {
                 file: header.file.clone(),
                 what: format!("metadata `{KEY}`"),
                 found: format!("`{found}`"),
-                supported: "`smollm`, `qwen2`, `llama-bpe`, `gpt-2`, `default`".to_owned(),
+                supported: SPLITTINGS.to_owned(),
             }),
         }
     }

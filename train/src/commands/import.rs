@@ -1,28 +1,27 @@
 //! `train import`: a language model from a Hugging Face folder or a GGUF file.
 
-use crate::chat_template::Turns;
+use crate::importing::{Source, refuse_left_out};
 use anyhow::{Context, Result, bail};
 use clap::Args as ClapArgs;
-use models::checkpoint::{WEIGHTS_FILE, copy_side_files, link_weights};
 use models::config::DecoderConfig;
 use models::files::{StagedDir, write_json};
-use models::gguf::GgufModel;
 use models::pretrained::{self, Pretrained};
 use models::prompt::{self, PromptTemplate, Prompter};
-use models::weights::{DType, SafetensorsWriter, Weights};
-use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// Import a language model: a Hugging Face folder or a GGUF file becomes a model directory with a prompt
+///
+/// The weights are copied (where the file system can, as a copy that takes no room), so that what is done to the source later
+/// does not reach them. What cannot be imported exactly is refused before anything is written.
 #[derive(Debug, ClapArgs)]
 pub struct Args {
-    /// Hugging Face folder (config.json, safetensors, tokenizer.json) or .gguf file
+    /// Hugging Face folder (config.json, safetensors, tokenizer.json), also one in the hub's cache, or .gguf file
     #[arg(long, value_name = "PATH")]
     from: PathBuf,
     /// Model directory to create
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// The LLM that a pretrained folder (--from) belongs to: a model directory or its .gguf file
+    /// LLM that a pretrained folder (--from) belongs to: a model directory, as this command writes it, or its .gguf file
     #[arg(long, value_name = "PATH")]
     base: Option<PathBuf>,
     /// Prompt template to use instead of the folder's own, or of the default in the turns of the model's chat template: a
@@ -38,49 +37,16 @@ pub fn run(args: &Args) -> Result<()> {
     }
     let staged = StagedDir::new(&args.out)?;
     if Pretrained::is_one(&args.from) {
-        let Some(base) = &args.base else {
-            let name = Pretrained::open(&args.from)?.base.name;
-            bail!(
-                "{}: a pretrained folder; give the LLM it belongs to, {name}, with --base",
-                args.from.display()
-            );
-        };
-        if args.prompt.is_some() {
-            bail!(
-                "{}: a pretrained folder brings the prompt it was trained with; leave --prompt out",
-                args.from.display()
-            );
-        }
-        pretrained::assemble(&args.from, base, staged.path())?;
-    } else if args.base.is_some() {
+        return unpack(args, staged);
+    }
+    if args.base.is_some() {
         bail!("--base is for pretrained folders; {} is none", args.from.display());
-    } else if args.from.is_dir() {
-        copy_side_files(&args.from, staged.path())?;
-        let config = DecoderConfig::open(&args.from)?;
-        Weights::open(&args.from)?.check(&config)?;
-        link_weights(&args.from, staged.path())?;
-    } else {
-        from_gguf(&args.from, staged.path())?;
     }
-    let template_file = staged.path().join(prompt::FILE_NAME);
-    match &args.prompt {
-        Some(name) if name.as_os_str() == "qwen3-reranker" => {
-            write_json(&template_file, &PromptTemplate::qwen3_reranker())?;
-        }
-        Some(file) => write_json(&template_file, &PromptTemplate::open(file)?)?,
-        None if !template_file.exists() => {
-            let turns = Turns::open(staged.path())?;
-            if turns.is_none() {
-                eprintln!(
-                    "no chat template: the prompt is written in ChatML turns; give another with --prompt"
-                );
-            }
-            write_json(&template_file, &turns.unwrap_or_default().prompt())?;
-        }
-        None => {}
-    }
-    let config = DecoderConfig::open(staged.path())?;
-    let prompter = Prompter::open(staged.path())
+    let source = Source::open(&args.from)?;
+    let config = source.config()?;
+    let template = template(args, &source)?;
+    refuse_left_out(source.left_out(), &template, &args.from)?;
+    let prompter = Prompter::new(template, source.tokenizer(&args.from)?)
         .with_context(|| format!("{}: tokenizer and prompt do not fit", args.from.display()))?;
     if prompter.highest_token_id() >= config.vocab_size {
         bail!(
@@ -90,6 +56,33 @@ pub fn run(args: &Args) -> Result<()> {
             config.vocab_size
         );
     }
+    for token in source.left_out() {
+        eprintln!("tokenizer.json: left out `{token}`, for which the model has no embedding");
+    }
+    source.write(&args.from, staged.path())?;
+    if args.prompt.is_some() || source.prompt().is_none() {
+        write_json(&staged.path().join(prompt::FILE_NAME), prompter.template())?;
+    }
+    done(args, staged, &config)
+}
+
+/// A pretrained folder and the LLM that it belongs to.
+fn unpack(args: &Args, staged: StagedDir) -> Result<()> {
+    let from = args.from.display();
+    let Some(base) = &args.base else {
+        let name = Pretrained::open(&args.from)?.base.name;
+        bail!("{from}: a pretrained folder; give the LLM it belongs to, {name}, with --base");
+    };
+    if args.prompt.is_some() {
+        bail!("{from}: a pretrained folder brings the prompt it was trained with; leave --prompt out");
+    }
+    pretrained::assemble(&args.from, base, staged.path())?;
+    let config = DecoderConfig::open(staged.path())?;
+    Prompter::open(staged.path()).with_context(|| format!("{from}: tokenizer and prompt do not fit"))?;
+    done(args, staged, &config)
+}
+
+fn done(args: &Args, staged: StagedDir, config: &DecoderConfig) -> Result<()> {
     staged.commit()?;
     eprintln!(
         "{}: {} layers, hidden size {}, {} tokens",
@@ -102,17 +95,25 @@ pub fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-fn from_gguf(from: &Path, out: &Path) -> Result<()> {
-    let model = GgufModel::open(from)?;
-    write_json(&out.join("config.json"), &model.config)?;
-    write_json(&out.join("tokenizer.json"), &model.tokenizer)?;
-    write_json(&out.join("tokenizer_config.json"), &model.tokenizer_config)?;
-    let mut writer = SafetensorsWriter::create(out.join(WEIGHTS_FILE), DType::F32)?;
-    for name in model.tensor_names() {
-        let (shape, values) = model.tensor_f32(&name)?;
-        writer.push(&name, &shape, &values)?;
+/// The prompt that was asked for, the model's own, or the default one in the model's turns.
+fn template(args: &Args, source: &Source) -> Result<PromptTemplate> {
+    match &args.prompt {
+        Some(name) if name.as_os_str() == "qwen3-reranker" => return Ok(PromptTemplate::qwen3_reranker()),
+        Some(file) => return Ok(PromptTemplate::open(file)?),
+        None => {}
     }
-    writer.finish(HashMap::from([("format".to_owned(), "pt".to_owned())]))?;
-    Weights::open(out)?.check(&DecoderConfig::open(out)?)?;
-    Ok(())
+    if let Some(own) = source.prompt() {
+        return Ok(own.clone());
+    }
+    let turns = source.turns(&args.from)?;
+    match &turns {
+        None => {
+            eprintln!("no chat template: the prompt is written in ChatML turns; give another with --prompt")
+        }
+        Some(turns) if turns.skips_a_thought() => {
+            eprintln!("the model thinks before it answers: the choice is read behind an empty thought");
+        }
+        Some(_) => {}
+    }
+    Ok(turns.unwrap_or_default().prompt())
 }

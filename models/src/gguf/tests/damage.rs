@@ -25,6 +25,26 @@ fn other_models_are_refused_by_name() {
     assert!(refusal(&partial.bytes()).contains("`llama.rope.dimension_count` is 4, expected 8"));
 }
 
+/// A reranker's score is its head's; read as a language model, it would be asked for words that it was not trained to say.
+#[test]
+fn rerankers_with_a_head_are_refused_with_the_way_out() {
+    let head = Tiny::new("llama", 8).tensor("cls.output.weight", &[2, 8], GgmlDType::F32);
+    let pooled = Tiny::new("llama", 8).set("llama.pooling_type", Value::U32(4));
+    for (tiny, words) in [(head, "`cls.output.weight`"), (pooled, "`llama.pooling_type` is 4")] {
+        let message = refusal(&tiny.bytes());
+        assert!(message.contains(words) && message.contains("Hugging Face folder"), "{message}");
+    }
+    // Embedding models are pooled too, and are the language model that they were made of.
+    assert!(open(&Tiny::new("llama", 8).set("llama.pooling_type", Value::U32(3)).bytes()).is_ok());
+}
+
+/// What config.json cannot say is told by the name of the file that was given, before the weights are written.
+#[test]
+fn sizes_that_no_model_has_are_refused_with_the_file() {
+    let message = refusal(&Tiny::new("llama", 8).set("llama.context_length", Value::U32(1 << 30)).bytes());
+    assert!(message.contains("max_position_embeddings") && message.contains(".gguf"), "{message}");
+}
+
 /// A missing or misshapen tensor is found at once, with its name, not after minutes of loading.
 #[test]
 fn missing_and_misshapen_tensors_are_named() {

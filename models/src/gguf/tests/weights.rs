@@ -5,7 +5,7 @@ use super::{Folder, Tiny, open, refusal, values};
 use crate::config::DecoderConfig;
 use candle_core::quantized::GgmlDType;
 use candle_core::quantized::gguf_file::Value;
-use serde_json::json;
+use serde_json::{Value as Json, json};
 use std::path::Path;
 
 /// `LlamaModel.permute` of llama.cpp, literally: `w.reshape(heads, 2, half, columns).swapaxes(1, 2)`.
@@ -231,17 +231,39 @@ fn llama3_frequency_factors_become_rope_scaling() {
 /// A scaling parameter dropped on the way changes every position of a long text.
 #[test]
 fn rope_scaling_is_passed_on_or_refused() {
-    let yarn = Tiny::new("qwen3", 32)
-        .tensor("blk.0.attn_q_norm.weight", &[8], GgmlDType::F32)
-        .tensor("blk.0.attn_k_norm.weight", &[8], GgmlDType::F32)
-        .set_text("qwen3.rope.scaling.type", "yarn")
-        .set("qwen3.rope.scaling.factor", Value::F32(4.0))
-        .set("qwen3.rope.scaling.original_context_length", Value::U32(16));
-    let config = open(&yarn.bytes()).unwrap().config;
-    let expected = json!({ "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16 });
-    assert_eq!(config["rope_scaling"], expected);
-    let more = yarn.set("qwen3.rope.scaling.attn_factor", Value::F32(1.5));
-    assert!(refusal(&more.bytes()).contains("qwen3.rope.scaling.attn_factor"));
-    let other = Tiny::new("llama", 32).set_text("llama.rope.scaling.type", "longrope");
-    assert!(refusal(&other.bytes()).contains("`longrope`, expected `none`, `linear` or `yarn`"));
+    let scaled = |keys: &[(&str, Value)]| {
+        let tiny = Tiny::new("llama", 32);
+        keys.iter().fold(tiny, |tiny, (key, value)| tiny.set(&format!("llama.rope.{key}"), value.clone()))
+    };
+    let text = |text: &str| Value::String(text.to_owned());
+    let linear = json!({ "rope_type": "linear", "factor": 2.5 });
+    // Without a type llama.cpp takes `linear`; files of 2023 name the factor by an older key, which the newer one replaces.
+    for (keys, expected) in [
+        (&[("scaling.type", text("linear")), ("scaling.factor", Value::F32(2.5))][..], &linear),
+        (&[("scaling.factor", Value::F32(2.5))], &linear),
+        (&[("scale_linear", Value::F32(2.5))], &linear),
+        (&[("scaling.type", text("linear")), ("scale_linear", Value::F32(2.5))], &linear),
+        (&[("scaling.factor", Value::F32(2.5)), ("scale_linear", Value::F32(9.0))], &linear),
+        (&[("scaling.type", text("none")), ("scaling.factor", Value::F32(2.5))], &Json::Null),
+        (&[("scaling.factor", Value::F32(1.0))], &Json::Null),
+        (&[("scaling.type", text("linear")), ("scaling.factor", Value::F32(0.0))], &Json::Null),
+        (&[("scale_linear", Value::F32(0.0))], &Json::Null),
+        (&[], &Json::Null),
+    ] {
+        let model = open(&scaled(keys).bytes()).unwrap();
+        assert_eq!(&model.config["rope_scaling"], expected, "{keys:?}");
+    }
+    for (keys, words) in [
+        (
+            &[("scaling.type", text("yarn")), ("scaling.factor", Value::F32(4.0))][..],
+            "`llama.rope.scaling.type` is `yarn`",
+        ),
+        (&[("scaling.type", text("longrope"))], "`llama.rope.scaling.type` is `longrope`"),
+        (&[("scaling.factor", Value::F32(-1.0))], "`llama.rope.scaling.factor` is -1"),
+        (&[("scale_linear", text("2"))], "`llama.rope.scale_linear` is `2`"),
+        (&[("scaling.attn_factor", Value::F32(1.5))], "`llama.rope.scaling.attn_factor`"),
+    ] {
+        let message = refusal(&scaled(keys).bytes());
+        assert!(message.contains(words), "{message}");
+    }
 }

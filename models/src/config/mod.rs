@@ -6,7 +6,12 @@
 //! after this file branches on an `Option`. Written back, the older spelling of rotary settings is used
 //! (`rope_theta`, `rope_scaling`): every version of transformers reads it.
 
-use std::f64::consts::PI;
+mod rope;
+#[cfg(test)]
+mod tests;
+
+pub use rope::RopeScaling;
+
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -53,6 +58,16 @@ impl Architecture {
             Self::Mistral => "mistral",
             Self::Qwen2 => "qwen2",
             Self::Qwen3 => "qwen3",
+        }
+    }
+
+    /// The decoder without its head: what embedding models are saved as. Its folder reads as that of a `ForCausalLM`.
+    fn headless_class(self) -> &'static str {
+        match self {
+            Self::Llama => "LlamaModel",
+            Self::Mistral => "MistralModel",
+            Self::Qwen2 => "Qwen2Model",
+            Self::Qwen3 => "Qwen3Model",
         }
     }
 
@@ -135,39 +150,9 @@ impl From<TokenIds> for RawTokenIds {
     }
 }
 
-/// How the rotary frequencies are stretched beyond the length of pre-training.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct RopeScaling {
-    /// `default`, `linear` or `llama3`; older files write `type`.
-    #[serde(alias = "type", default = "default_rope_type")]
-    pub rope_type: String,
-    /// How many times longer (`linear`, `llama3`).
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub factor: Option<f64>,
-    /// Wavelengths above `original_max_position_embeddings` over this are divided by `factor` (`llama3`).
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub low_freq_factor: Option<f64>,
-    /// Wavelengths below `original_max_position_embeddings` over this stay (`llama3`).
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub high_freq_factor: Option<f64>,
-    /// Length of pre-training (`llama3`).
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub original_max_position_embeddings: Option<f64>,
-    /// The newer spelling keeps `rope_theta` in here; moved to `DecoderConfig::rope_theta` on reading.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub rope_theta: Option<f64>,
-    /// Share of each head that is rotated; only the whole head (1) is supported.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub partial_rotary_factor: Option<f64>,
-}
-
-fn default_rope_type() -> String {
-    "default".into()
-}
-
 /// Shape and settings of a decoder: `config.json`, completed.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(from = "RawConfig")]
+#[serde(try_from = "RawConfig")]
 pub struct DecoderConfig {
     /// Class names; the first decides, `model_type` stands in where there is none.
     pub architectures: Vec<String>,
@@ -227,7 +212,9 @@ impl DecoderConfig {
     /// The family, or nothing for one we do not run (`validate` says so in words).
     pub fn architecture(&self) -> Option<Architecture> {
         match self.architectures.first() {
-            Some(class) => Architecture::ALL.into_iter().find(|a| a.class() == class),
+            Some(class) => {
+                Architecture::ALL.into_iter().find(|a| a.class() == class || a.headless_class() == class)
+            }
             None => Architecture::ALL.into_iter().find(|a| a.model_type() == self.model_type),
         }
     }
@@ -326,72 +313,6 @@ impl DecoderConfig {
     }
 }
 
-impl RopeScaling {
-    fn validate(&self, file: &Path) -> Result<(), ConfigError> {
-        let refuse = |field, found: String, expected: &str| {
-            Err(ConfigError::Field { file: file.into(), field, found, expected: expected.into() })
-        };
-        let needed = match self.rope_type.as_str() {
-            "default" => &[][..],
-            "linear" => &[("rope_scaling.factor", self.factor)],
-            "llama3" => &[
-                ("rope_scaling.factor", self.factor),
-                ("rope_scaling.low_freq_factor", self.low_freq_factor),
-                ("rope_scaling.high_freq_factor", self.high_freq_factor),
-                ("rope_scaling.original_max_position_embeddings", self.original_max_position_embeddings),
-            ],
-            other => {
-                return refuse(
-                    "rope_scaling.rope_type",
-                    format!("`{other}`"),
-                    "`default`, `linear` or `llama3`",
-                );
-            }
-        };
-        for &(field, found) in needed {
-            match found {
-                Some(value) if value.is_finite() && value > 0.0 => {}
-                Some(value) => return refuse(field, value.to_string(), "a number above zero"),
-                None => return refuse(field, "missing".into(), "a number above zero"),
-            }
-        }
-        if self.rope_type == "llama3" && self.low_freq_factor >= self.high_freq_factor {
-            let found = format!("{:?}", self.low_freq_factor.unwrap_or_default());
-            return refuse("rope_scaling.low_freq_factor", found, "less than `high_freq_factor`");
-        }
-        match self.partial_rotary_factor {
-            Some(share) if share != 1.0 => refuse("partial_rotary_factor", share.to_string(), "1"),
-            _ => Ok(()),
-        }
-    }
-
-    /// One frequency stretched, in f32 as transformers does it: the same bits, so the same angles at any length.
-    /// A missing parameter leaves it alone: `validate` has refused that before.
-    fn stretch(&self, frequency: f32) -> f32 {
-        let Some(factor) = self.factor.map(|factor| factor as f32) else { return frequency };
-        match (
-            self.rope_type.as_str(),
-            self.low_freq_factor,
-            self.high_freq_factor,
-            self.original_max_position_embeddings,
-        ) {
-            ("linear", ..) => frequency / factor,
-            ("llama3", Some(low), Some(high), Some(length)) => {
-                let wavelength = (2.0 * PI) as f32 / frequency;
-                if wavelength < (length / high) as f32 {
-                    frequency
-                } else if wavelength > (length / low) as f32 {
-                    frequency / factor
-                } else {
-                    let smooth = (length as f32 / wavelength - low as f32) / (high - low) as f32;
-                    (1.0 - smooth) * frequency / factor + smooth * frequency
-                }
-            }
-            _ => frequency,
-        }
-    }
-}
-
 /// The file as it comes: what may be missing is an `Option`.
 #[derive(Deserialize)]
 struct RawConfig {
@@ -409,6 +330,7 @@ struct RawConfig {
     rope_theta: Option<f64>,
     rope_scaling: Option<RopeScaling>,
     rope_parameters: Option<RopeScaling>,
+    partial_rotary_factor: Option<f64>,
     max_position_embeddings: usize,
     vocab_size: usize,
     #[serde(default)]
@@ -433,13 +355,42 @@ fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Option<u
     Option::deserialize(deserializer).map(Some)
 }
 
-impl From<RawConfig> for DecoderConfig {
-    fn from(raw: RawConfig) -> Self {
-        let mut rope = raw.rope_parameters.or(raw.rope_scaling);
-        let rope_theta = rope.as_mut().and_then(|rope| rope.rope_theta.take()).or(raw.rope_theta);
-        let plain = |rope: &RopeScaling| {
-            rope.rope_type == "default" && rope.partial_rotary_factor.unwrap_or(1.0) == 1.0
+impl RawConfig {
+    /// Base and stretching of the rotary frequencies, from both spellings.
+    fn rope(&mut self) -> Result<(Option<f64>, Option<RopeScaling>), String> {
+        let base = self.rope_theta;
+        let whole = self.partial_rotary_factor;
+        let read = |spelling: Option<RopeScaling>| {
+            spelling.map(|mut rope| {
+                let theta = rope.rope_theta.take().or(base);
+                rope.partial_rotary_factor = rope.partial_rotary_factor.or(whole);
+                (theta, rope)
+            })
         };
+        match (read(self.rope_scaling.take()), read(self.rope_parameters.take())) {
+            // transformers 5 goes by the older spelling and forgets the base that stands in the newer one.
+            (Some(older), Some(newer)) if older != newer => {
+                Err("`rope_scaling` and `rope_parameters` differ, expected the same or one of them"
+                    .to_owned())
+            }
+            (Some((theta, rope)), _) | (None, Some((theta, rope))) => Ok((theta, Some(rope))),
+            (None, None) => {
+                let rope = RopeScaling {
+                    rope_type: "default".into(),
+                    partial_rotary_factor: whole,
+                    ..Default::default()
+                };
+                Ok((base, Some(rope)))
+            }
+        }
+    }
+}
+
+impl TryFrom<RawConfig> for DecoderConfig {
+    type Error = String;
+
+    fn try_from(mut raw: RawConfig) -> Result<Self, String> {
+        let (rope_theta, rope) = raw.rope()?;
         let mut config = Self {
             architectures: raw.architectures.unwrap_or_default(),
             model_type: raw.model_type,
@@ -453,7 +404,7 @@ impl From<RawConfig> for DecoderConfig {
                 .unwrap_or_else(|| raw.hidden_size.checked_div(raw.num_attention_heads).unwrap_or(0)),
             rms_norm_eps: raw.rms_norm_eps.unwrap_or(1e-6),
             rope_theta: rope_theta.unwrap_or(10_000.0),
-            rope_scaling: rope.filter(|rope| !plain(rope)),
+            rope_scaling: rope.filter(|rope| !rope.is_plain()),
             max_position_embeddings: raw.max_position_embeddings,
             vocab_size: raw.vocab_size,
             tie_word_embeddings: raw.tie_word_embeddings,
@@ -467,93 +418,6 @@ impl From<RawConfig> for DecoderConfig {
         };
         let missing = (config.architecture() == Some(Architecture::Mistral)).then_some(4096);
         config.sliding_window = raw.sliding_window.unwrap_or(missing);
-        config
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn parse(changes: serde_json::Value) -> DecoderConfig {
-        let mut json = serde_json::json!({
-            "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 64,
-            "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
-            "max_position_embeddings": 128, "vocab_size": 80, "unknown_field": {"a": 1},
-        });
-        for (key, value) in changes.as_object().unwrap() {
-            json[key] = value.clone();
-        }
-        serde_json::from_value(json).unwrap()
-    }
-
-    fn refusal(changes: serde_json::Value) -> String {
-        parse(changes).validate(Path::new("config.json")).unwrap_err().to_string()
-    }
-
-    /// A default that differs from transformers' gives another model without any message.
-    #[test]
-    fn missing_fields_get_the_defaults_of_transformers() {
-        let config = parse(serde_json::json!({}));
-        assert_eq!((config.num_key_value_heads, config.head_dim), (4, 16));
-        assert_eq!((config.rms_norm_eps, config.rope_theta, config.rope_scaling), (1e-6, 10_000.0, None));
-        assert_eq!(config.eos_token_id, TokenIds(vec![]));
-        let mistral = |window| {
-            parse(serde_json::json!({"architectures": ["MistralForCausalLM"],
-                "max_position_embeddings": 32768, "sliding_window": window}))
-        };
-        assert_eq!(mistral(serde_json::Value::Null).max_length(), 32768);
-        assert_eq!(mistral(512.into()).max_length(), 512);
-        let silent = parse(
-            serde_json::json!({"architectures": ["MistralForCausalLM"], "max_position_embeddings": 32768}),
-        );
-        assert_eq!(silent.max_length(), 4096);
-    }
-
-    /// transformers 5 writes `rope_parameters`; read as nothing, every position would be wrong.
-    #[test]
-    fn both_spellings_of_rotary_settings_mean_the_same() {
-        let llama3 = serde_json::json!({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
-            "high_freq_factor": 4.0, "original_max_position_embeddings": 32});
-        let mut newer = llama3.clone();
-        newer["rope_theta"] = 500_000.0.into();
-        let old = parse(serde_json::json!({"rope_theta": 500_000.0, "rope_scaling": llama3}));
-        let new = parse(serde_json::json!({"rope_parameters": newer}));
-        assert_eq!(old, new);
-        let plain = parse(serde_json::json!({"rope_theta": 500_000.0}));
-        assert_ne!(old.inverse_frequencies(), plain.inverse_frequencies());
-        assert_eq!(old.inverse_frequencies()[0], 1.0);
-        let defaults =
-            serde_json::json!({"rope_parameters": {"rope_type": "default", "rope_theta": 500_000.0}});
-        assert_eq!(parse(defaults), plain);
-    }
-
-    /// A checkpoint we write must be read back as the same model.
-    #[test]
-    fn what_is_written_is_read_back_the_same() {
-        let config = parse(serde_json::json!({"eos_token_id": [2, 7], "bos_token_id": 1,
-            "rope_scaling": {"type": "linear", "factor": 2.0}}));
-        let text = serde_json::to_string(&config).unwrap();
-        assert_eq!(serde_json::from_str::<DecoderConfig>(&text).unwrap(), config);
-        assert!(text.contains(r#""bos_token_id":1,"eos_token_id":[2,7]"#), "{text}");
-    }
-
-    /// A model we cannot run must be refused in words before its weights are read.
-    #[test]
-    fn what_we_cannot_run_is_refused_in_one_sentence() {
-        let gemma = refusal(serde_json::json!({"architectures": ["GemmaForCausalLM"]}));
-        assert!(gemma.contains("GemmaForCausalLM") && gemma.contains("Qwen3ForCausalLM"), "{gemma}");
-        for (changes, words) in [
-            (serde_json::json!({"num_key_value_heads": 3}), "`num_key_value_heads` is 3"),
-            (serde_json::json!({"head_dim": 15}), "`head_dim` is 15"),
-            (serde_json::json!({"num_attention_heads": 0}), "`num_attention_heads` is 0"),
-            (serde_json::json!({"hidden_act": "gelu"}), "`hidden_act` is `gelu`"),
-            (serde_json::json!({"rope_scaling": {"rope_type": "yarn", "factor": 4}}), "`yarn`"),
-            (serde_json::json!({"rope_scaling": {"rope_type": "linear"}}), "missing"),
-            (serde_json::json!({"num_hidden_layers": 1_000_000}), "`num_hidden_layers` is 1000000"),
-        ] {
-            let said = refusal(changes);
-            assert!(said.contains(words), "{said}");
-        }
+        Ok(config)
     }
 }
