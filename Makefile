@@ -7,7 +7,7 @@ CARGO ?= cargo
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-runtime setup-cuda setup-python-tests build quickstart runtime test test-scale test-page demo fmt lint clean-demo
+.PHONY: help setup setup-runtime setup-cuda setup-python-tests build quickstart runtime test test-scale test-page demo fmt lint clean-demo test-clients
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "  make %-20s %s\n", $$1, $$2 }'
@@ -39,8 +39,11 @@ test: setup setup-python-tests lint ## run all checks and tests
 test-scale: setup ## test what needs programs beside ours, from PyPI (PARTS="torchrun ..."; all by default); no part of `test`
 	scripts/test-scale.sh $(PARTS)
 
-test-page: ## drive the page of a running server in Chromium (URL=http://127.0.0.1:8080; needs chromium-driver and selenium)
-	$(PYTHON) runtime/web/test_page.py --url $(or $(URL),http://127.0.0.1:8080)
+test-clients: ## drive other people's clients against the server, from PyPI and npm (PARTS="plain npm ..."; all by default; BUNDLE, INDEX); no part of `test`
+	scripts/test-clients.sh $(PARTS)
+
+test-page: ## drive the page of a running server in Chromium (URL=http://127.0.0.1:8080; needs chromium-driver and selenium; AXE: axe-core's axe.min.js)
+	$(PYTHON) runtime/web/test_page.py --url $(or $(URL),http://127.0.0.1:8080) $(if $(AXE),--axe $(AXE))
 
 quickstart: setup-runtime ## build without libtorch and answer with the general student in models/pretrained/, nothing trained
 	scripts/quickstart.sh

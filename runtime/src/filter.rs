@@ -13,6 +13,7 @@ use crate::document::Metadata;
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 use std::cmp::Ordering;
+use std::collections::BTreeSet;
 
 /// Most conditions and values that a program may send: each may look at every document.
 const LARGEST: usize = 1000;
@@ -110,6 +111,15 @@ impl Filter {
             Self::Not(filter) => 1 + filter.size(),
             Self::Field { test: Test::In(values), .. } => 1 + values.len(),
             Self::Field { .. } => 1,
+        }
+    }
+
+    /// Names of all fields that are asked for.
+    pub fn fields(&self) -> BTreeSet<&str> {
+        match self {
+            Self::All(filters) | Self::Any(filters) => filters.iter().flat_map(Self::fields).collect(),
+            Self::Not(filter) => filter.fields(),
+            Self::Field { field, .. } => [field.as_str()].into(),
         }
     }
 

@@ -1,4 +1,4 @@
-"""What every client is held to: its vectors rank documents as the server's own /query does."""
+"""What every client is held to: its vectors rank documents as the server itself does."""
 import json
 import os
 import urllib.request
@@ -35,15 +35,15 @@ IDS = [document["id"] for document in DOCUMENTS]
 
 
 def expected(query):
-    """The documents of this test as /query orders them."""
+    """The documents of this test as the server orders them."""
     return [id for id in RANKED[query] if id in IDS]
 
 
 def check_order(who, query, ids):
     wanted = expected(query)[: len(ids)]
     if not ids or ids != wanted:
-        raise SystemExit(f"{who}: {query!r} finds {ids}, /query orders them {wanted}")
-    print(f"{who}: {query!r} ranks {len(ids)} documents as /query does")
+        raise SystemExit(f"{who}: {query!r} finds {ids}, the server orders them {wanted}")
+    print(f"{who}: {query!r} ranks {len(ids)} documents as the server does")
 
 
 def check_vectors(who, query, vector, vectors):

@@ -1,6 +1,6 @@
 // The vendors' own clients of JavaScript.
 import { CohereClient, CohereClientV2, CohereError } from "cohere-ai";
-import OpenAI, { AuthenticationError, UnprocessableEntityError } from "openai";
+import OpenAI, { AuthenticationError, BadRequestError } from "openai";
 
 const { CLIENTS_URL: URL, CLIENTS_KEY: KEY } = process.env;
 const QUERIES = ["I spilled my coffee", "it is dark in the hall"];
@@ -21,8 +21,8 @@ const texts = documents.map(({ title, text }) => [title, text].filter(Boolean).j
 
 function checkOrder(who, query, found) {
   const wanted = ranked[query].filter(id => ids.includes(id)).slice(0, found.length);
-  if (!found.length || found.join() !== wanted.join()) throw new Error(`${who}: “${query}” finds ${found}, /query orders them ${wanted}`);
-  console.log(`${who}: “${query}” ranks ${found.length} documents as /query does`);
+  if (!found.length || found.join() !== wanted.join()) throw new Error(`${who}: “${query}” finds ${found}, the server orders them ${wanted}`);
+  console.log(`${who}: “${query}” ranks ${found.length} documents as the server does`);
 }
 
 function checkVectors(who, query, vector, vectors) {
@@ -44,7 +44,7 @@ for (const query of QUERIES) checkVectors("openai (npm)", query, (await embedded
 const names = [];
 for await (const model of openai.models.list()) names.push(model.id);
 if (!names.includes("rabtriever-query")) throw new Error(`openai (npm): the models are ${names}`);
-await refuses("openai (npm)", UnprocessableEntityError, () => openai.embeddings.create({ model: "rabtriever", input: [] }), "input");
+await refuses("openai (npm)", BadRequestError, () => openai.embeddings.create({ model: "rabtriever", input: [] }), "input");
 const stranger = new OpenAI({ baseURL: `${URL}/v1`, apiKey: "wrong" });
 await refuses("openai (npm)", AuthenticationError, () => stranger.models.list(), "key");
 

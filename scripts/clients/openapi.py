@@ -22,8 +22,10 @@ subprocess.run(
 )
 
 subprocess.run(
-    [f"{BIN}/openapi-python-client", "generate", "--url", f"{URL}/openapi.json", "--output-path", f"{work}/generated", "--overwrite", "--meta", "none"],
+    [f"{BIN}/openapi-python-client", "generate", "--fail-on-warning", "--url", f"{URL}/openapi.json", "--output-path", f"{work}/generated", "--overwrite", "--meta", "none"],
     check=True,
+    # It formats what it wrote with the ruff that came with it.
+    env={**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}"},
 )
 sys.path.insert(0, work)
 generated = importlib.import_module("generated")

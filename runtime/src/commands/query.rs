@@ -7,7 +7,7 @@ use models::beir::{self, Query};
 use models::files;
 use runtime::filter::Filter;
 use runtime::reranker::Reranker;
-use runtime::retriever::{Answer, Explanation, Options, Retriever, RetrieverError, Wanted};
+use runtime::retriever::{Answer, Explanation, Facets, Options, Retriever, RetrieverError, Wanted};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::fmt::Write as _;
@@ -37,8 +37,9 @@ pub struct Args {
     /// Results wanted
     #[arg(short, value_name = "K", default_value_t = 5)]
     k: usize,
-    /// Only documents whose metadata pass: `room=kitchen`, `room!=bath`, `floor>=2`, `room in kitchen,bath`, `!room`, or
-    /// JSON as vector databases take it; several must all hold
+    /// Only documents whose metadata pass: `room=kitchen`, `room!=bath`, `floor>=2`, `room in kitchen,bath`, `!room`, some of
+    /// these joined by `and`, or JSON: MongoDB's form, or a filter of Qdrant, LlamaIndex, Haystack or OpenAI; several must all
+    /// hold
     #[arg(long, value_name = "CONDITION", value_parser = Filter::parse)]
     filter: Vec<Filter>,
     /// Tell what each score is made of
@@ -139,8 +140,14 @@ pub fn run(args: &Args, global: &Global) -> anyhow::Result<Outcome> {
         answer_lines(&answerer, &wanted, BufReader::new(io::stdin().lock()), io::stdout().lock())?;
         return Ok(Outcome::Done);
     };
+    let asked = wanted.filter.clone();
     let answer = answerer.answer(text, wanted)?;
     let outcome = if answer.results.is_empty() { Outcome::Nothing } else { Outcome::Done };
+    if let (Outcome::Nothing, Some(filter)) = (&outcome, &asked)
+        && let Some(notice) = unknown_fields(filter, &answerer.retriever.facets(1)?)
+    {
+        eprintln!("runtime: {notice}");
+    }
     let mut out = io::stdout().lock();
     if args.json {
         let response = Response { id: None, query: text, answer };
@@ -163,6 +170,22 @@ pub fn run(args: &Args, global: &Global) -> anyhow::Result<Outcome> {
     out.flush().context("cannot write to stdout")?;
     answerer.retriever.settle_after_query();
     Ok(outcome)
+}
+
+/// Why a filter may have found nothing: fields that no document has.
+fn unknown_fields(filter: &Filter, known: &Facets) -> Option<String> {
+    let names =
+        |names: Vec<&str>| names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
+    let unknown: Vec<&str> =
+        filter.fields().into_iter().filter(|field| !known.contains_key(*field)).collect();
+    if unknown.is_empty() {
+        return None;
+    }
+    let fields = match known.is_empty() {
+        true => "none has metadata".to_owned(),
+        false => format!("there are {}", names(known.keys().map(String::as_str).collect())),
+    };
+    Some(format!("no document has a field {}; {fields}", names(unknown)))
 }
 
 /// A line out for each line in, flushed at once; a bad line is answered with its error, and the next one is read.
@@ -299,6 +322,21 @@ mod tests {
         for probability in [f32::NAN, -1.0, 0.999, 2.0, 0.013] {
             assert_eq!(bar(probability).chars().count(), 10, "{probability}");
         }
+    }
+
+    /// A mistyped field finds nothing, like a right one that nothing passes: whoever is not told looks for the fault elsewhere.
+    #[test]
+    fn fields_that_no_document_has_are_told() {
+        let filter = Filter::parse("shelf=left and lamp!=2").unwrap();
+        let known: Facets = [("shelf".to_owned(), vec![(json!("left"), 1)])].into();
+        assert_eq!(
+            unknown_fields(&filter, &known).unwrap(),
+            "no document has a field `lamp`; there are `shelf`"
+        );
+        let told = unknown_fields(&filter, &Facets::new()).unwrap();
+        assert_eq!(told, "no document has a field `lamp`, `shelf`; none has metadata");
+        let sent = json!({"$or": [{"shelf": 1}, {"$not": {"shelf": {"$exists": true}}}]});
+        assert_eq!(unknown_fields(&Filter::from_json(&sent).unwrap(), &known), None);
     }
 
     /// Robot programs parse this line; a renamed field breaks them without a word.

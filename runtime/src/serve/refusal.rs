@@ -24,13 +24,13 @@ pub enum Dialect {
 }
 
 impl Dialect {
-    /// Also of paths that are none.
+    /// Also of paths that are none: a base URL with too much or too little in it is the commonest mistake.
     pub fn of(path: &str) -> Self {
         let below =
             |root: &str| path.strip_prefix(root).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
         if ["/v1/rerank", "/v1/embed", "/v2"].into_iter().any(below) {
             Self::Cohere
-        } else if ["/v1", "/embeddings", "/models"].into_iter().any(below) {
+        } else if ["/v1", "/embeddings", "/models"].into_iter().any(below) || path.ends_with("/embeddings") {
             Self::OpenAi
         } else {
             Self::Tei
@@ -103,6 +103,7 @@ mod tests {
             ("/v1/embeddings", Dialect::OpenAi),
             ("/v1/models/rabtriever", Dialect::OpenAi),
             ("/v1/chat/completions", Dialect::OpenAi),
+            ("/api/embeddings", Dialect::OpenAi),
             ("/v1/embed", Dialect::Cohere),
             ("/v1/rerank", Dialect::Cohere),
             ("/v2/embed", Dialect::Cohere),

@@ -295,15 +295,17 @@ pub struct InfoResponse {
     docker_label: Option<&'static str>,
 }
 
-/// What kind of model it is.
+/// What kind of model it is: the name of its kind, and what is known of it.
 #[derive(Debug, Serialize, ToSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum ModelType {
-    /// One that embeds.
-    Embedding {
-        /// How a text's tokens become one vector.
-        pooling: &'static str,
-    },
+pub struct ModelType {
+    embedding: EmbeddingModel,
+}
+
+/// One that embeds.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct EmbeddingModel {
+    /// How a text's tokens become one vector.
+    pooling: &'static str,
 }
 
 /// What is served, as text-embeddings-inference tells it.
@@ -322,7 +324,7 @@ pub async fn info(State(app): State<Arc<App>>) -> Json<InfoResponse> {
             Precision::Int4 => "int4",
         },
         served_model_name: model.clone(),
-        model_type: ModelType::Embedding { pooling: "mean" },
+        model_type: ModelType { embedding: EmbeddingModel { pooling: "mean" } },
         max_concurrent_requests: app.limits.requests,
         max_input_length: bundle.prompter.template().document.max_tokens,
         max_batch_tokens: crate::encoder::TOKENS_PER_BATCH,
