@@ -6,6 +6,7 @@ use crate::sampling::{TrainDocuments, TrainingSet, batch_at, rng};
 use anyhow::{Context, Result, bail};
 use models::beir::{BeirData, Document, LenientQrels, Qrels};
 use rand::RngExt;
+use rand::seq::SliceRandom;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -68,6 +69,8 @@ pub struct Splits<'a> {
     pub documents: TrainDocuments,
     /// Most queries that a set's share of the run is counted by: all of a huge set's are seen, but less often.
     pub cap: Option<usize>,
+    /// Most training queries of each set, and the seed that draws them.
+    pub queries: Option<(usize, u64)>,
 }
 
 impl DataSets {
@@ -125,7 +128,14 @@ impl DataSet {
     fn open(arg: &DataArg, splits: &Splits, one_of_several: bool) -> Result<Self> {
         let data = BeirData::open(&arg.dir)?;
         data.notes().iter().for_each(|note| eprintln!("{note}"));
-        let train = data.qrels(splits.train)?;
+        let mut train = data.qrels(splits.train)?;
+        if let Some((most, seed)) = splits.queries
+            && train.len() > most
+        {
+            let mut ids: Vec<String> = train.keys().cloned().collect();
+            ids.shuffle(&mut rng(seed, "training queries", 0));
+            ids[most..].iter().for_each(|id| drop(train.remove(id)));
+        }
         let mut dev = Vec::new();
         for split in splits.dev {
             // A set among others need not have every dev split; alone it is asked for exactly these.

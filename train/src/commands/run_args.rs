@@ -28,6 +28,9 @@ pub struct RunArgs {
     /// Documents that take part: judged in the training split, or the whole corpus
     #[arg(long, value_enum, default_value = "judged")]
     pub documents: TrainDocuments,
+    /// Most training queries of each data set, drawn by --seed [default: all]
+    #[arg(long, value_name = "QUERIES", value_parser = clap::value_parser!(u32).range(1..))]
+    pub train_queries: Option<u32>,
     /// Most queries that a data set's share of the run is counted by, so that a huge one does not crowd out the others; all
     /// of its queries are seen, but less often [default: no cap]
     #[arg(long, value_name = "QUERIES", value_parser = clap::value_parser!(u32).range(1..))]
@@ -75,6 +78,7 @@ impl RunArgs {
             dev: &self.dev_split,
             documents: self.documents,
             cap: self.cap.map(|cap| cap as usize),
+            queries: self.train_queries.map(|most| (most as usize, self.seed)),
         };
         DataSets::open(&self.data, &splits)
     }
