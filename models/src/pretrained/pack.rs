@@ -12,6 +12,7 @@ use safetensors::tensor::{Dtype, View};
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
+use std::io::Write;
 use std::path::Path;
 
 /// One tensor of `delta.safetensors`.
@@ -147,8 +148,8 @@ fn write_delta(file: &Path, tensors: Vec<(String, Stored)>, digest: &str) -> Res
     let refused = |error: safetensors::SafeTensorError| {
         FileError::io(file)(std::io::Error::other(format!("cannot write tensors: {error}")))
     };
-    safetensors::serialize_to_file(tensors, Some(metadata), file).map_err(refused)?;
-    Ok(())
+    let bytes = safetensors::serialize(tensors, Some(metadata)).map_err(refused)?;
+    Ok(files::write_atomic(file, |writer| writer.write_all(&bytes))?)
 }
 
 /// Scales as they lie in the file.
