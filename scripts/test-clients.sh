@@ -63,7 +63,7 @@ part_plain() {
 
 part_langchain() {
     local place
-    place=$(environment langchain langchain-openai==1.7.4 langchain-cohere==0.6.0)
+    place=$(environment langchain langchain-openai==1.7.4 langchain-cohere==0.6.0 numpy==2.3.5)
     run "$place/bin/python" scripts/clients/frameworks_langchain.py
 }
 

@@ -169,11 +169,9 @@ fn qdrant_condition(object: &Object) -> Result<Filter, FilterError> {
         _ => {}
     }
     let (field, mut all) = (field(object)?, Vec::new());
-    for (key, value) in entries(object, "Qdrant's", &["key", "match", "range"])? {
-        let (Value::Object(inner), false) = (value, key == "key") else {
-            if key == "key" {
-                continue;
-            }
+    let tests = entries(object, "Qdrant's", &["key", "match", "range"])?;
+    for (key, value) in tests.into_iter().filter(|(key, _)| *key != "key") {
+        let Value::Object(inner) = value else {
             return Err(refused(object, &format!("`{key}` is not an object")));
         };
         for (name, value) in inner.iter().filter(|(_, value)| !value.is_null()) {
@@ -209,6 +207,7 @@ fn llama_index(object: &Object) -> Result<Filter, FilterError> {
         false => llama_index_filter(inner),
     })?;
     match object.get("condition").and_then(Value::as_str) {
+        _ if filters.is_empty() => Ok(Filter::everything()),
         None | Some("and") => Ok(Filter::all(filters)),
         Some("or") => Ok(Filter::Any(filters)),
         // Of several, stores differ in whether all or any must fail.

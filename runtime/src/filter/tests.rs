@@ -139,6 +139,7 @@ fn filters_of_other_programs_mean_what_they_mean_there() {
         ),
         (json!({"filters": [{"key": "tags", "value": "blue", "operator": "contains"}]}), "x--"),
         (json!({"key": "level", "value": 2, "operator": ">"}), "x--"),
+        (json!({"filters": [], "condition": "or"}), "xxx"),
         // Haystack
         (json!({"field": "meta.shelf", "operator": "not in", "value": ["left"]}), "-xx"),
         (
