@@ -96,7 +96,7 @@ mod with_gguf {
     /// The base LLM, wherever it lies.
     enum Llm {
         Directory(Weights),
-        Gguf(GgufModel),
+        Gguf(Box<GgufModel>),
     }
 
     impl Llm {
@@ -131,7 +131,7 @@ mod with_gguf {
             write_json(&out.join("config.json"), &model.config)?;
             write_json(&out.join("tokenizer.json"), &model.tokenizer)?;
             write_json(&out.join("tokenizer_config.json"), &model.tokenizer_config)?;
-            Llm::Gguf(model)
+            Llm::Gguf(Box::new(model))
         };
         let names = base.names();
         check_names(&delta, &names)?;
