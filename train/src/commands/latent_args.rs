@@ -73,7 +73,7 @@ impl LatentArgs {
         if !(self.latent_temperature > 0.0 && self.latent_temperature.is_finite()) {
             bail!("--latent-temperature is {}, expected a number above 0", self.latent_temperature);
         }
-        if !(self.latent_margin >= 0.0) {
+        if self.latent_margin.is_nan() || self.latent_margin < 0.0 {
             bail!("--latent-margin is {}, expected a number of at least 0", self.latent_margin);
         }
         Ok(Some(LatentLossConfig {

@@ -72,6 +72,9 @@ pub struct LatentStep {
     pub tokens: usize,
 }
 
+/// Loss and its parts from the latents of queries and documents.
+type LossOf<'a> = dyn Fn(&Tensor, &Tensor) -> Result<(Tensor, Metrics)> + 'a;
+
 /// Teaches latents.
 pub struct LatentLoss<'a> {
     llm: &'a Reranker,
@@ -155,7 +158,7 @@ impl<'a> LatentLoss<'a> {
         sides: [&[Encoded]; 2],
         scale: f64,
         seed: i64,
-        loss_of: &dyn Fn(&Tensor, &Tensor) -> Result<(Tensor, Metrics)>,
+        loss_of: &LossOf,
     ) -> Result<(Tensor, Metrics)> {
         let parts: Vec<(usize, Vec<usize>)> = (0..2)
             .flat_map(|side| {
