@@ -204,7 +204,9 @@ mod tests {
         fs::write(at("own"), "1").unwrap();
         std::os::unix::fs::symlink("own", at("link")).unwrap();
         std::os::unix::fs::symlink("gone", at("dangling")).unwrap();
-        assert!(present(&at("own")).unwrap() && present(&at("link")).unwrap() && !present(&at("absent")).unwrap());
+        assert!(
+            present(&at("own")).unwrap() && present(&at("link")).unwrap() && !present(&at("absent")).unwrap()
+        );
         let told = present(&at("dangling")).unwrap_err().to_string();
         assert!(told.contains("dangling: a link to gone"), "{told}");
         let inode = |name: &str| fs::symlink_metadata(at(name)).unwrap().ino();
@@ -214,7 +216,10 @@ mod tests {
         copy(&at("own"), &at("copied")).unwrap();
         for name in ["from link", "copied"] {
             assert_eq!(fs::read_to_string(at(name)).unwrap(), "1");
-            assert!(inode(name) != inode("own") && fs::symlink_metadata(at(name)).unwrap().is_file(), "{name}");
+            assert!(
+                inode(name) != inode("own") && fs::symlink_metadata(at(name)).unwrap().is_file(),
+                "{name}"
+            );
         }
     }
 }
