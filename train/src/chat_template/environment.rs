@@ -2,8 +2,8 @@
 //! (<https://github.com/huggingface/transformers/blob/main/src/transformers/utils/chat_template_utils.py>).
 
 use super::dialect::translate;
-use minijinja::value::{Kwargs, Rest};
-use minijinja::{Environment, Error, ErrorKind, State, Value};
+use minijinja::value::{Kwargs, Rest, ValueKind};
+use minijinja::{Environment, Error, ErrorKind, State, Value, escape_formatter};
 use minijinja_contrib::pycompat::unknown_method_callback;
 use serde_json::Value as Json;
 
@@ -24,6 +24,15 @@ impl Template {
             .add_function("raise_exception", |text: String| -> Result<String, Error> { Err(refuse(text)) });
         environment.add_function("strftime_now", |format: String| on_the_day(&format));
         environment.add_filter("tojson", to_json);
+        // Jinja's: a text is, nothing is not. `tools is iterable and tools | length > 0` depends on it.
+        environment.add_test("iterable", |value: &Value| {
+            value.as_str().is_some() || (!value.is_none() && value.try_iter().is_ok())
+        });
+        environment.set_formatter(|out, state, value| match value.kind() {
+            ValueKind::None => Ok(out.write_str("None")?),
+            ValueKind::Bool => Ok(out.write_str(if value.is_true() { "True" } else { "False" })?),
+            _ => escape_formatter(out, state, value),
+        });
         environment.add_filter("percent", percent);
         environment.add_template_owned(NAME, translate(source))?;
         Ok(Self { environment })
@@ -84,7 +93,7 @@ fn percent(state: &State, left: Value, right: Value) -> Result<Value, Error> {
     if left.as_str().is_some() {
         // A tuple is several values; minijinja has lists only.
         let values: Vec<Value> = match right.kind() {
-            minijinja::value::ValueKind::Seq => right.try_iter()?.collect(),
+            ValueKind::Seq => right.try_iter()?.collect(),
             _ => vec![right],
         };
         let arguments: Vec<Value> = [left].into_iter().chain(values).collect();
@@ -288,6 +297,10 @@ mod tests {
             (
                 "{{ 7 % 3 }} {{ -7 % 3 }} {{ 7 % -3 }} {{ 7.5 % 2 }} {{ 'x' * (messages|length % 3) }}",
                 "1 2 -2 1.5 x",
+            ),
+            (
+                "{{ none is iterable }} {{ 'a' is iterable }} {{ absent is iterable }} {{ 5 is iterable }} {{ none }}",
+                "False True True False None",
             ),
             (
                 "{{ strftime_now('%d %B %Y, %A') }}{{ strftime_now('%-d.%-m. %H:%M') }}",

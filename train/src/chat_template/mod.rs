@@ -94,6 +94,18 @@ impl Turns {
 
     fn of(source: &str, special_tokens: Map<String, Value>) -> Result<Self> {
         let template = Template::parse(source)?;
+        let texts = Self::rendered(source, &template, &special_tokens, |content| json!(content));
+        // Templates of models that also see pictures read a text as a list of one part.
+        let parts = |content: &str| json!([{ "type": "text", "text": content }]);
+        texts.or_else(|error| Self::rendered(source, &template, &special_tokens, parts).map_err(|_| error))
+    }
+
+    fn rendered(
+        source: &str,
+        template: &Template,
+        special_tokens: &Map<String, Value>,
+        content: impl Fn(&str) -> Value,
+    ) -> Result<Self> {
         let render = |messages: &[Value], add_generation_prompt: bool, thinking: bool| -> Result<String> {
             let mut context = special_tokens.clone();
             let given = json!({
@@ -104,7 +116,7 @@ impl Turns {
             context.extend(given.as_object().cloned().unwrap_or_default());
             Ok(template.render(minijinja::Value::from_serialize(&context))?)
         };
-        let say = |role: &str, content: &str| json!({ "role": role, "content": content });
+        let say = |role: &str, text: &str| json!({ "role": role, "content": content(text) });
         let before = [say("user", QUESTION), say("assistant", REPLY)];
         let all = [before[0].clone(), before[1].clone(), say("user", LAST)];
         let (whole, asked) = (render(&all, false, false)?, render(&all, true, false)?);
@@ -125,7 +137,7 @@ impl Turns {
             .unwrap_or((asked, ""));
         let mut assistant = assistant.to_owned();
         if let (false, Some((_, before_reply))) = (assistant.is_empty(), before_reply.split_once(QUESTION)) {
-            let thoughtful = json!({ "role": "assistant", "content": REPLY, "reasoning_content": THOUGHT,
+            let thoughtful = json!({ "role": "assistant", "content": content(REPLY), "reasoning_content": THOUGHT,
                 "thinking": THOUGHT, "reasoning": THOUGHT });
             // Many templates have no place for thoughts, and some refuse them.
             let thought = render(&[before[0].clone(), thoughtful], false, true).unwrap_or_default();

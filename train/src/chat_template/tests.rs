@@ -137,6 +137,15 @@ fn models_that_do_not_think_are_asked_as_they_were() {
     assert_eq!(slot(&chatml(channel, ASK)), "<|im_start|>assistant\n<|answer|>");
 }
 
+/// Templates of models that also see pictures take apart what they are given; the text must still be found in it.
+#[test]
+fn texts_in_parts_are_read_too() {
+    let parts = "{% for m in messages %}<{{ m.role }}>{% for part in m.content %}{% if part.type == 'text' %}{{ part.text }}{% endif %}\
+                 {% endfor %};{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}";
+    let expected = Turns { user: "<user>".into(), end: ";".into(), assistant: "<assistant>".into() };
+    assert_eq!(of(parts, "", "").unwrap(), expected);
+}
+
 /// A folder's template may stand in one of three places, and its special tokens in two.
 #[test]
 fn a_template_is_found_where_transformers_looks() {
