@@ -13,8 +13,6 @@ use runtime::bundle::Bundle;
 use runtime::encoder::{Embedding, Encoder};
 use runtime::session::{Element, Graph, Port, SessionOptions, Values};
 use std::collections::HashSet;
-use std::fs;
-use std::path::Path;
 use std::sync::Arc;
 use support::graphs::{graph, node_names, parity, takes_fused};
 use support::{DOCUMENTS, Fixture, Plan, configs, export, onnxruntime};
