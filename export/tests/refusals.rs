@@ -219,7 +219,8 @@ fn the_command_line_answers_in_one_line() {
 #[test]
 fn the_old_spelling_of_mixed_precision_is_understood() {
     for flag in ["--mixed-precision", "--keep-layers"] {
-        let output = run(&["--onnx", "--student", "nowhere", "--out", "x", flag, "0, 5:fp32"]);
+        let int8 = ["--onnx", "--student", "nowhere", "--out", "x", "--precision", "int8"];
+        let output = run(&[&int8[..], &[flag, "0, 5:fp32"]].concat());
         assert_says(&String::from_utf8_lossy(&output.stderr), &["nowhere/student.json"]);
         let output = run(&["--onnx", "--student", "nowhere", "--out", "x", flag, "0,fp32"]);
         assert_eq!(output.status.code(), Some(2));

@@ -140,7 +140,11 @@ impl<'a> Distillation<'a> {
         self.equalise()?;
         let (mut dev, mut judged) = (Vec::new(), Vec::new());
         for set in &self.sets {
+            let before = judged.len();
             let of_set = set.dev_metrics(&self.predictor, Some(&mut judged))?;
+            if self.sets.len() > 1 {
+                as_among_few(&mut judged[before..], set.documents.len());
+            }
             let name = |split: String| match self.sets.len() {
                 1 => split,
                 _ => format!("{}/{split}", set.set.name),
@@ -277,6 +281,16 @@ impl<'a> Distillation<'a> {
     }
 }
 
+/// How many documents a query of a general student is taken to be asked of: the probability that one of them is right falls with
+/// their number, and that of the corpora it was trained on says nothing about the one it will serve.
+const ASKED_OF: usize = 128;
+
+/// Weighs the documents that are not relevant as if there were [`ASKED_OF`] of them instead of `documents`.
+fn as_among_few(judged: &mut [JudgedScore], documents: usize) {
+    let share = (ASKED_OF as f32 / documents.max(1) as f32).min(1.0);
+    judged.iter_mut().filter(|pair| !pair.relevant).for_each(|pair| pair.weight *= share);
+}
+
 impl Task for Distillation<'_> {
     fn before_step(&mut self, step: usize) -> Result<()> {
         self.crew.wait()?;
@@ -348,5 +362,22 @@ impl Task for Distillation<'_> {
             serde_json::from_value(state["candidates"].clone()).context("damaged state: candidates")?;
         self.targets.candidates = candidates.into_iter().map(|set| set.into_iter().collect()).collect();
         self.targets.score_missing(self.crew, &self.sets)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A general student is calibrated on corpora of thousands of documents and serves a hundred skills: with the former's odds
+    /// even a perfect answer would be shown with one per cent.
+    #[test]
+    fn a_large_corpus_does_not_set_the_odds_of_a_small_one() {
+        let pair = |relevant| JudgedScore { score: 0.0, relevant, weight: 10.0 };
+        let mut judged = [pair(true), pair(false)];
+        as_among_few(&mut judged, 1280);
+        assert_eq!(judged.map(|pair| pair.weight), [10.0, 1.0]);
+        as_among_few(&mut judged, 50);
+        assert_eq!(judged.map(|pair| pair.weight), [10.0, 1.0]);
     }
 }
