@@ -112,6 +112,9 @@ pub enum Source {
     /// that is missing (nothing, `NaN`, `nan`, `NaT`, `<NA>`) is missing, and its column of row numbers, the first one and
     /// without a name, is left out.
     Csv(PathBuf),
+    /// The `corpus.jsonl` of a folder in BEIR layout. Published sets have documents with neither title nor text, which are passed
+    /// over and told; in a file of one's own they are a slip, and an error.
+    Beir(PathBuf),
     /// JSON lines on stdin.
     Stdin,
 }
@@ -122,7 +125,7 @@ impl Source {
         if path == Path::new("-") {
             Self::Stdin
         } else if path.is_dir() {
-            Self::Jsonl(path.join("corpus.jsonl"))
+            Self::Beir(path.join("corpus.jsonl"))
         } else if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("csv")) {
             Self::Csv(path.to_owned())
         } else {
@@ -146,6 +149,18 @@ impl Source {
                 let mut checked = Checked::new(file.display().to_string(), each);
                 jsonl(&mut checked, BufReader::new(open(file)?))?;
                 checked.finish()
+            }
+            Self::Beir(file) => {
+                let mut checked = Checked::new(file.display().to_string(), each);
+                checked.empty = Some(0);
+                jsonl(&mut checked, BufReader::new(open(file)?))?;
+                let (name, empty) = (checked.name.clone(), checked.empty.unwrap_or(0));
+                checked.finish()?;
+                if empty > 0 {
+                    let documents = if empty == 1 { "document has" } else { "documents have" };
+                    eprintln!("{name}: {empty} {documents} neither title nor text; passed over");
+                }
+                Ok(())
             }
             Self::Csv(file) => {
                 let mut checked = Checked::new(file.display().to_string(), each);
@@ -285,12 +300,14 @@ struct Checked<F> {
     name: String,
     /// Id to line.
     seen: HashMap<String, usize>,
+    /// Documents without a word, where they are passed over.
+    empty: Option<usize>,
     each: F,
 }
 
 impl<F: FnMut(Document)> Checked<F> {
     fn new(name: String, each: F) -> Self {
-        Self { name, seen: HashMap::new(), each }
+        Self { name, seen: HashMap::new(), empty: None, each }
     }
 
     fn take(&mut self, document: Document, line: usize) -> Result<(), DocumentError> {
@@ -299,6 +316,10 @@ impl<F: FnMut(Document)> Checked<F> {
             return Err(at(name, line, "the id is empty"));
         }
         if document.contents().is_empty() {
+            if let Some(empty) = &mut self.empty {
+                *empty += 1;
+                return Ok(());
+            }
             let reason = format!("`{id}` has neither title nor text; there is nothing to encode");
             return Err(at(name, line, reason));
         }
@@ -437,5 +458,21 @@ mod tests {
             let message = result.unwrap_err().to_string();
             assert!(message.contains(expected), "{message:?} lacks {expected:?}");
         }
+    }
+
+    /// BEIR's FiQA has 38 documents without a word among 57,638: refused whole, it could not be served at all.
+    #[test]
+    fn a_published_corpus_is_read_without_its_empty_documents() {
+        let dir = tempfile::tempdir().unwrap();
+        let lines =
+            "{\"_id\":\"a\",\"title\":\"\",\"text\":\"\"}\n{\"_id\":\"b\",\"text\":\"a bond pays\"}\n";
+        std::fs::write(dir.path().join("corpus.jsonl"), lines).unwrap();
+        let read = Source::of(dir.path()).read().unwrap();
+        assert_eq!(read.iter().map(|document| document.id.as_str()).collect::<Vec<_>>(), ["b"]);
+        // The same file by its own name is somebody's list of documents, with a slip in it.
+        let refused = Source::of(&dir.path().join("corpus.jsonl")).read().unwrap_err().to_string();
+        assert!(refused.contains("corpus.jsonl:1: `a` has neither title nor text"), "{refused}");
+        std::fs::write(dir.path().join("corpus.jsonl"), "{\"_id\":\"a\"}\n").unwrap();
+        assert!(Source::of(dir.path()).read().unwrap_err().to_string().contains("holds no documents"));
     }
 }
