@@ -50,7 +50,7 @@ stage "$OUT/second" $TRAIN teacher --model "$OUT/first" --out "$OUT/second" --da
 stage "$OUT/packed" $TRAIN pack --model "$OUT/second" --base "$LLM" --base-name SmolLM2-135M-Instruct.Q4_1 --out "$OUT/packed"
 stage "$OUT/teacher" $TRAIN import --from "$OUT/packed" --base "$LLM" --out "$OUT/teacher"
 stage "$OUT/student" $TRAIN distill --teacher "$OUT/teacher" --out "$OUT/student" --data data/robot-skills=2.5 "${THIRD[@]}" \
-    --cap 3000 --train-queries 2000 --dev-split dev,dev-unseen --layers 4,7,10 --target-queries 0 --steps 700 --eval-every 175 \
+    --cap 4200 --train-queries 4200 --dev-split dev,dev-unseen --layers 4,7,10 --target-queries 0 --steps 700 --eval-every 175 \
     --resume "${MACHINE[@]}"
 stage "$OUT/general" $TRAIN pack --model "$OUT/student" --base "$LLM" --base-name SmolLM2-135M-Instruct.Q4_1 --out "$OUT/general"
 echo "$OUT/general"
