@@ -1,6 +1,6 @@
 //! From a pretrained folder and its base LLM to a model directory.
 
-use super::{BASE_KEY, DELTA_FILE, PretrainedError, blocks, pack};
+use super::{BASE_KEY, DELTA_FILE, PretrainedError, blocks};
 use crate::weights::{DType, Weights};
 use sha2::{Digest, Sha256};
 
@@ -53,7 +53,7 @@ pub fn add(delta: &Weights, name: &str, numbers: &mut [f32]) -> Result<(), Pretr
             );
             return wrong(&values, found);
         }
-        let scales = pack::scales_of(scale_bytes);
+        let scales = blocks::scales_of(scale_bytes);
         numbers.iter_mut().zip(blocks::numbers(bytes, &scales)).for_each(|(number, more)| *number += more);
     } else if delta.contains(name) {
         let (_, more) = delta.f32(name)?;

@@ -47,6 +47,11 @@ pub fn numbers<'a>(values: &'a [u8], scales: &'a [f16]) -> impl Iterator<Item = 
     values.chunks_exact(BLOCK / 2).zip(scales).flat_map(of_block)
 }
 
+/// Scales as they lie in the file, little-endian.
+pub fn scales_of(bytes: &[u8]) -> Vec<f16> {
+    bytes.as_chunks::<2>().0.iter().map(|scale| f16::from_le_bytes(*scale)).collect()
+}
+
 fn integer(number: f32, scale: f32) -> f32 {
     if scale > 0.0 { (number / scale).round_ties_even().clamp(-MOST, MOST) } else { 0.0 }
 }

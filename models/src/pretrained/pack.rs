@@ -7,7 +7,6 @@ use super::{assemble, blocks};
 use crate::files::{self, FileError, StagedDir, write_json};
 use crate::prompt;
 use crate::weights::Weights;
-use half::f16;
 use safetensors::tensor::{Dtype, View};
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
@@ -150,9 +149,4 @@ fn write_delta(file: &Path, tensors: Vec<(String, Stored)>, digest: &str) -> Res
     };
     let bytes = safetensors::serialize(tensors, Some(metadata)).map_err(refused)?;
     Ok(files::write_atomic(file, |writer| writer.write_all(&bytes))?)
-}
-
-/// Scales as they lie in the file.
-pub(super) fn scales_of(bytes: &[u8]) -> Vec<f16> {
-    bytes.as_chunks::<2>().0.iter().map(|scale| f16::from_le_bytes(*scale)).collect()
 }
