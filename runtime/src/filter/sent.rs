@@ -53,7 +53,8 @@ fn entry(key: &str, value: &Value) -> Result<Filter, FilterError> {
                 })
             }
             value => {
-                Ok(Filter::field(field, Test::In(vec![one(value).map_err(refuse(field, "$eq", value))?])))
+                let value = one(value).map_err(|(reason, way_out)| refused(reason.into()).or(way_out))?;
+                Ok(Filter::field(field, Test::In(vec![value])))
             }
         },
     }
