@@ -3,11 +3,15 @@
 
 use crate::ranks::Ranks;
 use anyhow::Result;
+use std::ops::Range;
 use tch::{Device, Kind, Tensor, no_grad};
 
 const BETA1: f64 = 0.9;
 const BETA2: f64 = 0.999;
 const EPSILON: f64 = 1e-8;
+/// Most parameters that are worked on at once on a GPU. Of larger models each operation outlasts its launch, and a second copy
+/// of the gradients is memory that they need.
+const JOINED_AT_MOST: i64 = 500_000_000;
 /// Numbers that go between processes at once: PyTorch's 25 MB.
 const BUCKET: i64 = 25 << 18;
 
@@ -51,9 +55,17 @@ impl Slot {
 /// parameter's (ZeRO stage 1, <https://arxiv.org/abs/1910.02054>): the arithmetic is the same, and so is a saved state.
 pub struct AdamW {
     slots: Vec<Slot>,
+    /// Moments of all slots in one tensor each, in the slots' order: theirs are views of them.
+    first: Tensor,
+    second: Tensor,
     weight_decay: f64,
     step: u64,
     divided: bool,
+    /// Whether many slots are worked on at once: a GPU waits for the launch of each operation, and an LLM has hundreds of
+    /// parameters. On a CPU joining the gradients would be one more pass over memory.
+    joined: bool,
+    /// Where they are: gradients of each run of neighbours that have one.
+    runs: Vec<(Range<usize>, Tensor)>,
 }
 
 impl AdamW {
@@ -69,22 +81,34 @@ impl AdamW {
     }
 
     fn of_parts(parameters: Vec<(String, Tensor)>, weight_decay: f64, place: Option<(i64, i64)>) -> Self {
-        let slots = parameters.into_iter().map(|(name, parameter)| {
+        let part_of = |parameter: &Tensor| {
             let n = parameter.numel() as i64;
-            let part = place.map_or((0, n), |(rank, ranks)| {
+            place.map_or((0, n), |(rank, ranks)| {
                 let longest = (n + ranks - 1) / ranks;
                 let start = (rank * longest).min(n);
                 (start, longest.min(n - start))
-            });
-            let zeros = || Tensor::zeros([part.1], (Kind::Float, parameter.device()));
-            let (first, second, decays) = (zeros(), zeros(), parameter.dim() >= 2);
+            })
+        };
+        let device = parameters.first().map_or(Device::Cpu, |(_, parameter)| parameter.device());
+        let total: i64 = parameters.iter().map(|(_, parameter)| part_of(parameter).1).sum();
+        let zeros = || Tensor::zeros([total], (Kind::Float, device));
+        let (first, second) = (zeros(), zeros());
+        let mut start = 0;
+        let slots = parameters.into_iter().map(|(name, parameter)| {
+            let part = part_of(&parameter);
+            let view = |moments: &Tensor| moments.narrow(0, start, part.1);
+            let (first, second, decays) = (view(&first), view(&second), parameter.dim() >= 2);
+            start += part.1;
             Slot { name, part, gradient: None, first, second, decays, parameter }
         });
-        Self { slots: slots.collect(), weight_decay, step: 0, divided: place.is_some() }
+        let slots = slots.collect();
+        let (divided, joined) = (place.is_some(), device.is_cuda() && total <= JOINED_AT_MOST);
+        Self { slots, first, second, weight_decay, step: 0, divided, joined, runs: Vec::new() }
     }
 
     /// Forgets all gradients.
     pub fn zero_grad(&mut self) {
+        self.runs.clear();
         for slot in &mut self.slots {
             slot.gradient = None;
             slot.parameter.zero_grad();
@@ -102,6 +126,7 @@ impl AdamW {
             for slot in &mut self.slots {
                 slot.gradient = own(slot);
             }
+            self.join_gradients();
             return Ok(());
         }
         let mine: Vec<bool> = self.slots.iter().map(|slot| slot.parameter.grad().defined()).collect();
@@ -129,13 +154,37 @@ impl AdamW {
                 start += if self.divided { slot.longest_part(ranks.size() as i64) } else { slot.len() };
             }
         }
+        self.join_gradients();
         Ok(())
+    }
+
+    /// Makes the gradients of neighbours views of one tensor, where many are worked on at once.
+    fn join_gradients(&mut self) {
+        if !self.joined {
+            return;
+        }
+        let has = |slot: &Slot| slot.gradient.is_some();
+        let mut start = 0;
+        for slots in self.slots.chunk_by_mut(|a, b| has(a) == has(b)) {
+            let run = start..start + slots.len();
+            start = run.end;
+            let gradients: Vec<Tensor> = slots.iter_mut().filter_map(|slot| slot.gradient.take()).collect();
+            if gradients.is_empty() {
+                continue;
+            }
+            let joined = Tensor::cat(&gradients, 0);
+            let lengths: Vec<i64> = slots.iter().map(|slot| slot.part.1).collect();
+            for (slot, gradient) in slots.iter_mut().zip(joined.split_with_sizes(lengths, 0)) {
+                slot.gradient = Some(gradient);
+            }
+            self.runs.push((run, joined));
+        }
     }
 
     /// Scales all gradients so that their joint length is at most `max_norm`; gives the length before.
     pub fn clip_grad_norm(&mut self, max_norm: f64, ranks: &Ranks) -> Result<f64> {
         let _guard = tch::no_grad_guard();
-        let squares: Vec<Tensor> = self.gradients().map(|g| g.norm().square()).collect();
+        let squares: Vec<Tensor> = self.gradients().iter().map(|g| g.norm().square()).collect();
         let mut sum = match squares.is_empty() {
             true => 0.0,
             false => Tensor::stack(&squares, 0).sum(Kind::Double).double_value(&[]),
@@ -155,8 +204,13 @@ impl AdamW {
         Ok(norm)
     }
 
-    fn gradients(&self) -> impl Iterator<Item = Tensor> + '_ {
-        self.slots.iter().filter_map(|slot| slot.gradient.as_ref()).map(Tensor::shallow_clone)
+    /// All gradients, in as few tensors as they are in.
+    fn gradients(&self) -> Vec<Tensor> {
+        let all: Vec<&Tensor> = match self.joined {
+            true => self.runs.iter().map(|(_, gradients)| gradients).collect(),
+            false => self.slots.iter().filter_map(|slot| slot.gradient.as_ref()).collect(),
+        };
+        all.into_iter().map(Tensor::shallow_clone).collect()
     }
 
     /// One update with rate `lr`; parameters without a gradient stay.
@@ -168,22 +222,42 @@ impl AdamW {
         }
         let correction1 = 1.0 - BETA1.powf(self.step as f64);
         let correction2 = 1.0 - BETA2.powf(self.step as f64);
+        // -lr * (m / c1) / (sqrt(v / c2) + eps), with all factors in the denominator and in place: on a CPU the optimizer is
+        // bound by memory, and each pass over an LLM's weights counts.
+        let scale = -correction1 / lr;
+        let moments = |first: &mut Tensor, second: &mut Tensor, gradient: &Tensor| {
+            let _ = first.lerp_(gradient, 1.0 - BETA1);
+            let _ = second.g_mul_scalar_(BETA2);
+            let _ = second.addcmul_(gradient, &gradient.g_mul_scalar(1.0 - BETA2));
+            let mut denominator = second.sqrt();
+            denominator.g_mul_scalar_(scale / correction2.sqrt()).g_add_scalar_(scale * EPSILON)
+        };
+        let decay = 1.0 - lr * self.weight_decay;
+        let moved = |slot: &Slot, denominator: &Tensor| {
+            let mut part = slot.part_of(&slot.flat());
+            if slot.decays {
+                let _ = part.g_mul_scalar_(decay);
+            }
+            let _ = part.addcdiv_(&slot.first, denominator);
+        };
         no_grad(|| {
-            for slot in &mut self.slots {
-                let Some(gradient) = &slot.gradient else { continue };
-                let _ = slot.first.lerp_(gradient, 1.0 - BETA1);
-                let _ = slot.second.g_mul_scalar_(BETA2);
-                let _ = slot.second.addcmul_(gradient, &gradient.g_mul_scalar(1.0 - BETA2));
-                let mut part = slot.part_of(&slot.flat());
-                if slot.decays {
-                    let _ = part.g_mul_scalar_(1.0 - lr * self.weight_decay);
+            if !self.joined {
+                for slot in &mut self.slots {
+                    let Some(gradient) = &slot.gradient else { continue };
+                    let denominator = moments(&mut slot.first, &mut slot.second, gradient);
+                    moved(slot, &denominator);
                 }
-                // -lr * (m / c1) / (sqrt(v / c2) + eps), with all factors in the denominator and in place: on a CPU the
-                // optimizer is bound by memory, and each pass over an LLM's weights counts.
-                let scale = -correction1 / lr;
-                let mut denominator = slot.second.sqrt();
-                let _ = denominator.g_mul_scalar_(scale / correction2.sqrt()).g_add_scalar_(scale * EPSILON);
-                let _ = part.addcdiv_(&slot.first, &denominator);
+                return;
+            }
+            let parts: Vec<i64> = self.slots.iter().map(|slot| slot.part.1).collect();
+            for (run, gradients) in &self.runs {
+                let (start, length) =
+                    (parts[..run.start].iter().sum::<i64>(), parts[run.clone()].iter().sum::<i64>());
+                let [mut first, mut second] =
+                    [&self.first, &self.second].map(|moments| moments.narrow(0, start, length));
+                let denominators = moments(&mut first, &mut second, gradients);
+                let denominators = denominators.split_with_sizes(&parts[run.clone()], 0);
+                self.slots[run.clone()].iter().zip(&denominators).for_each(|(slot, of)| moved(slot, of));
             }
         });
     }
@@ -374,6 +448,34 @@ mod tests {
         assert!((parameter.double_value(&[0, 0]) - p).abs() < 1e-6);
     }
 
+    /// A GPU works on many parameters at once: the numbers must be those of one after the other, to the bit, also where a
+    /// parameter between others has no gradient.
+    #[test]
+    fn joined_or_one_by_one_is_the_same() {
+        let options = (Kind::Float, Device::Cpu);
+        let run = |joined: bool| {
+            tch::manual_seed(3);
+            let shapes: [&[i64]; 5] = [&[4, 3], &[7], &[2, 2], &[5], &[3, 3]];
+            let parameters: Vec<Tensor> =
+                shapes.iter().map(|shape| Tensor::randn(*shape, options).set_requires_grad(true)).collect();
+            let named = parameters.iter().enumerate().map(|(i, p)| (i.to_string(), p.shallow_clone()));
+            let mut adamw = AdamW::new(named.collect(), 0.1);
+            adamw.joined = joined;
+            for step in 0..4 {
+                adamw.zero_grad();
+                let with_gradient =
+                    parameters.iter().enumerate().filter(|(i, _)| *i != 2 || step == 3).map(|(_, p)| p);
+                let sums: Vec<Tensor> = with_gradient.map(|p| p.square().sum(Kind::Float)).collect();
+                Tensor::stack(&sums, 0).sum(Kind::Float).backward();
+                adamw.collect_gradients(&Ranks::alone()).unwrap();
+                adamw.step(0.01);
+            }
+            let flat: Vec<Tensor> = parameters.iter().map(|p| p.detach().view([-1])).collect();
+            Vec::<f32>::try_from(Tensor::cat(&flat, 0)).unwrap()
+        };
+        assert_eq!(run(true), run(false));
+    }
+
     /// Clipping must keep the direction and report the length it found.
     #[test]
     fn clips_by_the_joint_norm() {
@@ -385,7 +487,8 @@ mod tests {
         let alone = Ranks::alone();
         adamw.collect_gradients(&alone).unwrap();
         assert!((adamw.clip_grad_norm(1.0, &alone).unwrap() - 5.0).abs() < 1e-6);
-        let clipped: Vec<f64> = adamw.gradients().map(|gradient| gradient.double_value(&[0])).collect();
+        let clipped: Vec<f64> =
+            adamw.gradients().iter().map(|gradient| gradient.double_value(&[0])).collect();
         assert!((clipped[0] - 0.6).abs() < 1e-4 && (clipped[1] - 0.8).abs() < 1e-4, "{clipped:?}");
     }
 }
