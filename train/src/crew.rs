@@ -3,6 +3,7 @@
 //! from cached latents, learns in process 0 alone while the others wait. So caches, records and state are one process's.
 
 use crate::data_sets::DataSets;
+use crate::device::tokens_per_pass;
 use crate::features::encode_rows;
 use crate::ranks::{Ranks, Row};
 use crate::scoring::{ScoredPair, Texts, score_pairs_on};
@@ -10,9 +11,6 @@ use anyhow::Result;
 use models::prompt::Encoded;
 use models::torch::{Adapters, EncoderConfig, Reranker, length_buckets};
 use serde::{Deserialize, Serialize};
-
-/// Tokens per forward pass, padding included.
-pub const TOKENS_PER_BATCH: usize = 2048;
 
 /// What process 0 asks of all.
 #[derive(Serialize, Deserialize)]
@@ -95,7 +93,7 @@ impl<'a> Crew<'a> {
 
     fn encoded(&self, passes: &[Encoded]) -> Result<Vec<Vec<f32>>> {
         let lengths: Vec<usize> = passes.iter().map(|pass| pass.ids.len()).collect();
-        let buckets = length_buckets(&lengths, TOKENS_PER_BATCH);
+        let buckets = length_buckets(&lengths, tokens_per_pass(self.teacher.device()));
         let rows = self.ranks.divided("latents", buckets.len(), |bucket| {
             let bucket = &buckets[bucket];
             let passes: Vec<Encoded> = bucket.iter().map(|i| passes[*i].clone()).collect();

@@ -2,12 +2,12 @@
 //! students of other layers share what they can.
 
 use crate::cache::{Key, VectorCache, VectorReader, key};
-use crate::crew::{Crew, TOKENS_PER_BATCH};
-use crate::device::DeviceArgs;
+use crate::crew::Crew;
+use crate::device::{DeviceArgs, tokens_per_pass};
 use crate::scoring::rows_of;
 use anyhow::{Context, Result};
 use indicatif::{ProgressBar, ProgressStyle};
-use models::prompt::{Encoded, PromptError};
+use models::prompt::{Encoded, PromptError, Prompter};
 use models::student::Residual;
 use models::torch::{Adapters, Decoder, EncoderConfig, Reranker, encode, length_buckets};
 use std::collections::HashMap;
@@ -236,7 +236,7 @@ impl<'a> FeatureMaker<'a> {
         let buckets = match crew {
             // All at once: the crew divides it.
             Some(_) => vec![(0..missing.len()).collect()],
-            None => length_buckets(&lengths, TOKENS_PER_BATCH),
+            None => length_buckets(&lengths, tokens_per_pass(self.llm.device())),
         };
         for bucket in buckets {
             let passes: Vec<Encoded> = bucket.iter().map(|i| missing[*i].1.clone()).collect();
@@ -260,16 +260,16 @@ impl<'a> FeatureMaker<'a> {
     }
 
     fn pass(&self, side: Side, text: &str) -> Result<Encoded, PromptError> {
-        pass(self.llm, self.config.residual, side, text)
+        pass(&self.llm.prompter, self.config.residual, side, text)
     }
 }
 
 /// Token ids that the student reads of a text.
-pub fn pass(llm: &Reranker, residual: Residual, side: Side, text: &str) -> Result<Encoded, PromptError> {
+pub fn pass(prompter: &Prompter, residual: Residual, side: Side, text: &str) -> Result<Encoded, PromptError> {
     match (side, residual) {
-        (Side::Document, _) => llm.prompter.document_pass(text),
-        (Side::Query, Residual::Pooled) => llm.prompter.query_pass(text),
-        (Side::Query, Residual::LastToken) => llm.prompter.query_answer_pass(text),
+        (Side::Document, _) => prompter.document_pass(text),
+        (Side::Query, Residual::Pooled) => prompter.query_pass(text),
+        (Side::Query, Residual::LastToken) => prompter.query_answer_pass(text),
     }
 }
 

@@ -5,7 +5,7 @@ use crate::bm25::Bm25;
 use crate::data_sets::DataSet;
 use crate::sampling::draw;
 use anyhow::{Context, Result, bail};
-use rand::RngExt;
+use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -55,10 +55,8 @@ impl Negatives {
                     let bm25 = Bm25::new(usable.set.contents.iter().map(String::as_str));
                     let queries = (0..usable.set.train.queries.len()).into_par_iter();
                     let first = |query| {
-                        let mut order = first(&bm25.scores(usable.set.training_query(query)));
-                        order.retain(|document| usable.takes(query, *document));
-                        order.truncate(most);
-                        order
+                        let scores = bm25.scores(usable.set.training_query(query));
+                        first(&scores, most, |document| usable.takes(query, document))
                     };
                     queries.map(first).collect()
                 };
@@ -121,12 +119,14 @@ impl Negatives {
         let missing = wanted.saturating_sub(chosen.len());
         let mut hard: Vec<usize> =
             batch.iter().flat_map(|query| self.lists[*query].iter().copied()).collect();
-        for _ in 0..(missing as f64 * self.share).round() as usize {
-            hard.retain(|document| !chosen.contains(document));
-            if hard.is_empty() {
+        // In a random order, each at its first place: as if one were drawn at a time and all its copies taken away.
+        hard.shuffle(rng);
+        let full = chosen.len() + (missing as f64 * self.share).round() as usize;
+        for document in hard {
+            if chosen.len() >= full {
                 break;
             }
-            chosen.insert(hard[rng.random_range(0..hard.len())]);
+            chosen.insert(document);
         }
         let missing = wanted.saturating_sub(chosen.len());
         let random = draw(pool, missing, chosen, rng);
@@ -155,10 +155,17 @@ impl<'a> Usable<'a> {
     }
 }
 
-/// Places of all documents with a word of the query's, best first.
-fn first(scores: &[f32]) -> Vec<usize> {
-    let mut order: Vec<usize> = (0..scores.len()).filter(|place| scores[*place] > 0.0).collect();
-    order.sort_by(|a, b| scores[*b].total_cmp(&scores[*a]).then(a.cmp(b)));
+/// Places of the `most` best documents with a word of the query's that `takes` lets through, best first.
+fn first(scores: &[f32], most: usize, takes: impl Fn(usize) -> bool) -> Vec<usize> {
+    let mut order: Vec<usize> =
+        (0..scores.len()).filter(|place| scores[*place] > 0.0 && takes(*place)).collect();
+    let better = |a: &usize, b: &usize| scores[*b].total_cmp(&scores[*a]).then(a.cmp(b));
+    // Of a large corpus nearly all documents share a word with a query: only the first are sorted.
+    if most < order.len() {
+        order.select_nth_unstable_by(most, better);
+        order.truncate(most);
+    }
+    order.sort_unstable_by(better);
     order
 }
 

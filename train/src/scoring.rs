@@ -1,14 +1,13 @@
 //! The teacher's scores of many pairs: each document is read once, its queries follow from its cache (or each query, where
 //! the prompt asks about it first).
 
+use crate::device::tokens_per_pass;
 use crate::ranks::{Ranks, Row};
 use anyhow::Result;
 use models::torch::{Reranker, length_buckets};
 use std::collections::BTreeMap;
 use tch::{Device, Kind, Tensor};
 
-/// Tokens per forward pass, padding included.
-const TOKENS_PER_BATCH: usize = 2048;
 /// Texts whose keys and values are held at once: bounds memory whatever the corpus.
 const READ_AT_ONCE: usize = 32;
 /// How often so many are read by each of many processes before they exchange what they have.
@@ -80,7 +79,7 @@ pub fn score_pairs_on(
             .flat_map(|(row, first)| by_first[first].iter().map(move |second| (row, *second)))
             .collect();
         let lengths: Vec<usize> = of_chunk.iter().map(|(_, second)| continuations[second].len()).collect();
-        for bucket in length_buckets(&lengths, TOKENS_PER_BATCH) {
+        for bucket in length_buckets(&lengths, tokens_per_pass(teacher.device())) {
             let rows: Vec<i64> = bucket.iter().map(|pair| of_chunk[*pair].0 as i64).collect();
             let ids: Vec<&[u32]> =
                 bucket.iter().map(|pair| continuations[&of_chunk[*pair].1].as_slice()).collect();

@@ -2,7 +2,7 @@
 //! `y = x Wᵀ + b + alpha / rank · dropout(x) Aᵀ Bᵀ`.
 
 use crate::lora::LoraConfig;
-use tch::{Kind, Tensor, nn};
+use tch::{Device, Kind, Tensor, nn};
 
 /// What a pass makes of the adapters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,7 +46,9 @@ impl Linear {
         let lora = lora.map(|lora| {
             let (rank, options) = (lora.rank as i64, (Kind::Float, p.device()));
             let bound = 1.0 / (inputs as f64).sqrt();
-            let a = Tensor::zeros([rank, inputs], options).uniform_(-bound, bound);
+            // Drawn on the CPU: a seed starts the same run on every device.
+            let a = Tensor::zeros([rank, inputs], (Kind::Float, Device::Cpu)).uniform_(-bound, bound);
+            let a = a.to_device(p.device());
             Lora {
                 a: (&p / "lora_A").add("weight", a, true),
                 b: (&p / "lora_B").add("weight", Tensor::zeros([outputs, rank], options), true),

@@ -66,7 +66,7 @@ impl<'a> QueryLatents<'a> {
         let Some(live) = &self.live else { return self.stored.gather(places) };
         let passes = places
             .iter()
-            .map(|place| pass(live.llm, live.encoder.residual, Side::Query, live.texts[*place]))
+            .map(|place| pass(&live.llm.prompter, live.encoder.residual, Side::Query, live.texts[*place]))
             .collect::<Result<Vec<_>, _>>()?;
         let latents = encode(&live.llm.decoder, &live.encoder, &passes, Adapters::Training)?;
         Ok(Features { latent: latents.latent, answer: latents.answer })

@@ -2,6 +2,7 @@
 //! worth before anything is distilled from or into them.
 
 use super::first_stage::FirstStage;
+use crate::device::tokens_per_pass;
 use crate::features::{Side, bar};
 use crate::scoring::rows_of;
 use anyhow::{Context, Result, bail};
@@ -10,9 +11,6 @@ use models::torch::encoder::pooling_weights;
 use models::torch::{Batch, ForwardInput, Reranker, length_buckets};
 use ndarray::Array2;
 use tch::Kind;
-
-/// Tokens per forward pass, padding included.
-const TOKENS_PER_BATCH: usize = 2048;
 
 /// Makes a vector of a text.
 pub trait Embed {
@@ -102,7 +100,7 @@ impl Embed for MeanPooled<'_> {
         let mut found = vec![Vec::new(); texts.len()];
         let bar = bar(texts.len(), "LLM embeddings");
         let _guard = tch::no_grad_guard();
-        for bucket in length_buckets(&lengths, TOKENS_PER_BATCH) {
+        for bucket in length_buckets(&lengths, tokens_per_pass(decoder.device())) {
             let passes: Vec<_> = bucket.iter().map(|place| passes[*place].clone()).collect();
             let rows: Vec<&[u32]> = passes.iter().map(|pass| pass.ids.as_slice()).collect();
             let batch = Batch::new(&rows, decoder.device());

@@ -10,10 +10,11 @@
 mod batch;
 mod statistics;
 
-pub use batch::LatentBatch;
+pub use batch::{Judged, LatentBatch};
 use statistics::{SideStatistics, Standardisers};
 
 use crate::data_sets::{DataSet, DataSets};
+use crate::device::tokens_per_pass;
 use crate::evaluation::{Run, measure};
 use crate::features::Side;
 use crate::fit::Metrics;
@@ -26,12 +27,10 @@ use models::prompt::Encoded;
 use models::student::Residual;
 use models::torch::{Adapters, EncoderConfig, Reranker, encode, length_buckets};
 use rand::seq::SliceRandom;
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use tch::{Kind, Tensor};
-
-/// Tokens per pass where no gradient is kept, padding included.
-const TOKENS_PER_BATCH: usize = 2048;
 
 /// Settings of the latent loss.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -131,13 +130,15 @@ impl<'a> LatentLoss<'a> {
         let documents = self.passes(Side::Document, &batch.document_texts())?;
         // What all texts begin with is read once for a whole bucket.
         let read: usize = queries.iter().chain(&documents).map(|pass| pass.text.len()).sum();
-        let relevant = batch.relevant().to_device(self.llm.device());
+        let Judged { relevant, negative } = batch.judged();
+        let device = self.llm.device();
+        let judged = Judged { relevant: relevant.to_device(device), negative: negative.to_device(device) };
         let loss_of = |queries: &Tensor, documents: &Tensor| -> Result<(Tensor, Metrics)> {
             let standardisers =
                 self.standardisers.as_ref().context("latents are taught before they were measured")?;
             let (queries, documents) =
                 (standardisers.query.apply(queries), standardisers.document.apply(documents));
-            Ok(self.loss(&queries, &documents, &relevant)?)
+            Ok(self.loss(&queries, &documents, &judged)?)
         };
         let (loss, parts) = if read <= self.config.tokens {
             tch::manual_seed(seed);
@@ -194,17 +195,17 @@ impl<'a> LatentLoss<'a> {
     }
 
     /// Mean of the loss over all layers together and of its mean over each layer by itself, from standardised latents
-    /// `[queries, D]` and `[documents, D]`; `relevant` is `[queries, documents]`.
+    /// `[queries, D]` and `[documents, D]`.
     fn loss(
         &self,
         queries: &Tensor,
         documents: &Tensor,
-        relevant: &Tensor,
+        judged: &Judged,
     ) -> Result<(Tensor, Metrics), LossError> {
         let of = |queries: &Tensor, documents: &Tensor| {
             let cosines = unit(queries).matmul(&unit(documents).tr());
-            let scores = without_false_negatives(&cosines, relevant, self.config.margin);
-            contrastive(&(scores / self.config.temperature), relevant)
+            let scores = without_false_negatives(&cosines, judged, self.config.margin);
+            contrastive(&(scores / self.config.temperature), &judged.relevant)
         };
         let together = of(queries, documents)?;
         let mut parts = Metrics::from([("latent".to_owned(), together.double_value(&[]))]);
@@ -290,12 +291,16 @@ impl<'a> LatentLoss<'a> {
     /// Latents of `texts` `[n, D]`, without a gradient.
     fn encode_frozen(&self, side: Side, texts: &[&str]) -> Result<Tensor> {
         let _guard = tch::no_grad_guard();
-        self.read_by(&self.passes(side, texts)?, TOKENS_PER_BATCH, Adapters::On)
+        self.read_by(&self.passes(side, texts)?, tokens_per_pass(self.llm.device()), Adapters::On)
     }
 
     /// Latents of the passes `[n, D]`, gradients and dropout on.
     fn read(&self, passes: &[Encoded]) -> Result<Tensor> {
-        self.read_by(passes, TOKENS_PER_BATCH.max(self.config.tokens / 4), Adapters::Training)
+        self.read_by(
+            passes,
+            tokens_per_pass(self.llm.device()).max(self.config.tokens / 4),
+            Adapters::Training,
+        )
     }
 
     /// Texts of like lengths are read together; the latents are in the order of the passes.
@@ -318,8 +323,10 @@ impl<'a> LatentLoss<'a> {
     }
 
     fn passes(&self, side: Side, texts: &[&str]) -> Result<Vec<Encoded>> {
-        let pass = |text: &&str| crate::features::pass(self.llm, Residual::Pooled, side, text);
-        Ok(texts.iter().map(pass).collect::<Result<_, _>>()?)
+        // Large batches are read on a GPU, which would wait for one core to make the tokens.
+        let prompter = &self.llm.prompter;
+        let pass = |text: &&str| crate::features::pass(prompter, Residual::Pooled, side, text);
+        Ok(texts.par_iter().map(pass).collect::<Result<_, _>>()?)
     }
 
     fn dimensions(&self) -> usize {
@@ -346,10 +353,11 @@ fn unit(rows: &Tensor) -> Tensor {
 
 /// Leaves out what is likely relevant although nobody says so: documents that nobody judged and that lie nearer to the query
 /// than the nearest of its right ones by more than `margin`.
-fn without_false_negatives(cosines: &Tensor, relevant: &Tensor, margin: f64) -> Tensor {
+fn without_false_negatives(cosines: &Tensor, judged: &Judged, margin: f64) -> Tensor {
     let known = cosines.detach();
-    let right = known.masked_fill(&relevant.eq(0), -2.0).amax([-1i64].as_slice(), true);
-    let false_negative = known.gt_tensor(&(right + margin)).logical_and(&relevant.eq(0));
+    let unjudged = (&judged.relevant + &judged.negative).eq(0);
+    let right = known.masked_fill(&judged.relevant.eq(0), -2.0).amax([-1i64].as_slice(), true);
+    let false_negative = known.gt_tensor(&(right + margin)).logical_and(&unjudged);
     cosines.masked_fill(&false_negative, NOT_A_CANDIDATE)
 }
 
@@ -366,13 +374,18 @@ mod tests {
     #[test]
     fn a_far_nearer_document_is_no_negative() {
         let cosines = Tensor::from_slice2(&[[0.5f32, 0.55, 0.9, 0.1]]);
-        let relevant = Tensor::from_slice2(&[[1i64, 0, 0, 0]]);
-        let kept = rows_of(&without_false_negatives(&cosines, &relevant, 0.1)).unwrap();
-        assert_eq!(kept[0][..2], [0.5, 0.55]);
-        assert_eq!(f64::from(kept[0][2]), NOT_A_CANDIDATE);
-        assert_eq!(kept[0][3], 0.1);
-        // A relevant document is never left out, however near.
-        let both = Tensor::from_slice2(&[[1i64, 0, 1, 0]]);
-        assert_eq!(rows_of(&without_false_negatives(&cosines, &both, 0.1)).unwrap()[0][2], 0.9);
+        let kept = |relevant: [i64; 4], negative: [i64; 4]| {
+            let [relevant, negative] = [relevant, negative].map(|row| Tensor::from_slice2(&[row]));
+            rows_of(&without_false_negatives(&cosines, &Judged { relevant, negative }, 0.1))
+                .unwrap()
+                .remove(0)
+        };
+        let row = kept([1, 0, 0, 0], [0; 4]);
+        assert_eq!(row[..2], [0.5, 0.55]);
+        assert_eq!(f64::from(row[2]), NOT_A_CANDIDATE);
+        assert_eq!(row[3], 0.1);
+        // A relevant document is never left out, however near, and neither is one that somebody judged not to be.
+        assert_eq!(kept([1, 0, 1, 0], [0; 4])[2], 0.9);
+        assert_eq!(kept([1, 0, 0, 0], [0, 0, 1, 0])[2], 0.9);
     }
 }

@@ -4,7 +4,7 @@ use crate::data_sets::DataSet;
 use crate::negatives::Negatives;
 use crate::sampling::rng;
 use rand::seq::IndexedRandom;
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use tch::Tensor;
 
 /// Some training queries of one set and documents, a relevant one of each query among them.
@@ -15,6 +15,14 @@ pub struct LatentBatch<'a> {
     pub queries: Vec<usize>,
     /// Documents, by place in the set.
     pub documents: Vec<usize>,
+}
+
+/// What was judged of a batch's pairs, `[queries, documents]` of 1 and 0 each.
+pub struct Judged {
+    /// Relevant.
+    pub relevant: Tensor,
+    /// Of gain 0: a negative, however near it lies.
+    pub negative: Tensor,
 }
 
 impl<'a> LatentBatch<'a> {
@@ -49,18 +57,31 @@ impl<'a> LatentBatch<'a> {
         self.documents.iter().map(|document| self.set.contents[*document].as_str()).collect()
     }
 
-    /// Which document is right for which query, `[queries, documents]` of 1 and 0: those judged to be, and those of the same
-    /// text as one that is.
-    pub fn relevant(&self) -> Tensor {
-        let contents = &self.set.contents;
-        let mut relevant = Vec::with_capacity(self.queries.len() * self.documents.len());
-        for query in &self.queries {
-            let right = &self.set.train.relevant[*query];
-            let texts: BTreeSet<&str> = right.iter().map(|document| contents[*document].as_str()).collect();
-            let is_right =
-                |document: &usize| right.contains(document) || texts.contains(contents[*document].as_str());
-            relevant.extend(self.documents.iter().map(|document| i64::from(is_right(document))));
+    /// Which document is right for which query and which was judged not to be.
+    pub fn judged(&self) -> Judged {
+        let train = &self.set.train;
+        let relevant = |query: usize| train.relevant[query].iter();
+        Judged {
+            relevant: self.marked(relevant),
+            negative: self.marked(|query| train.negatives[query].iter()),
         }
-        Tensor::from_slice(&relevant).reshape([self.queries.len() as i64, self.documents.len() as i64])
+    }
+
+    /// `[queries, documents]`: 1 for the documents that `of` names for a query and for those of the same text, else 0.
+    fn marked<'s, I: Iterator<Item = &'s usize>>(&'s self, of: impl Fn(usize) -> I) -> Tensor {
+        let contents = &self.set.contents;
+        let mut columns: HashMap<&str, Vec<usize>> = HashMap::new();
+        for (column, document) in self.documents.iter().enumerate() {
+            columns.entry(&contents[*document]).or_default().push(column);
+        }
+        let mut marked = vec![0i64; self.queries.len() * self.documents.len()];
+        for (query, row) in self.queries.iter().zip(marked.chunks_mut(self.documents.len())) {
+            for column in
+                of(*query).filter_map(|document| columns.get(contents[*document].as_str())).flatten()
+            {
+                row[*column] = 1;
+            }
+        }
+        Tensor::from_slice(&marked).reshape([self.queries.len() as i64, self.documents.len() as i64])
     }
 }
