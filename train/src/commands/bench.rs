@@ -7,13 +7,14 @@ use crate::ranks::Ranks;
 use crate::record::plot::{Axis, LineChart, Series};
 use anyhow::{Result, bail};
 use clap::{Args as ClapArgs, Subcommand};
+use models::config::DecoderConfig;
 use models::files::write_json;
 use models::student::Residual;
-use models::torch::{Adapters, EncoderConfig, ForwardInput, LoraConfig, Reranker, encode};
+use models::torch::{Adapters, EncoderConfig, ForwardInput, LoraConfig, OpenOptions, Reranker, encode};
 use serde_json::{Value, json};
 use std::path::PathBuf;
 use std::time::Instant;
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 /// Measure what training and reranking cost on this machine
 #[derive(Debug, ClapArgs)]
@@ -89,17 +90,53 @@ fn step(args: &StepArgs, device: &DeviceArgs) -> Result<()> {
     let tokens = (args.batch * args.tokens) as f64;
     let name = device.compute().name();
     println!("step of {} x {} tokens, {name}", args.batch, args.tokens);
-    println!("all weights   {full:.2} s, {:.0} tokens/s", tokens / full);
-    println!("adapters, {:<3} {adapters:.2} s, {:.0} tokens/s", args.lora_rank, tokens / adapters);
+    println!("all weights   {full:.4} s, {:.0} tokens/s", tokens / full);
+    println!("adapters, {:<3} {adapters:.4} s, {:.0} tokens/s", args.lora_rank, tokens / adapters);
     println!("ratio         {:.2}", full / adapters);
+    let rate = product_rate(device)?;
+    let config = DecoderConfig::open(&args.model)?;
+    let share = step_operations(&config, args.batch, args.tokens) / full / rate;
+    println!(
+        "all weights   {:.0} % of this device's own matrix product of {name}, {:.1} TFLOP/s",
+        share * 100.0,
+        rate / 1e12
+    );
     if let Some(file) = &args.json {
         let numbers = json!({
             "batch": args.batch, "tokens": args.tokens, "dtype": name, "full_seconds": full,
-            "lora_seconds": adapters, "lora_rank": args.lora_rank,
+            "lora_seconds": adapters, "lora_rank": args.lora_rank, "product_flops": rate, "utilisation": share,
         });
         write_json(file, &numbers)?;
     }
     Ok(())
+}
+
+/// Floating-point operations of a training step that are matrix products: 6 for each weight of the layers and token (2 forward, 4
+/// backward) and those of attention, of which causality spares half. The head is left out: it reads one token a text.
+fn step_operations(config: &DecoderConfig, batch: i64, tokens: i64) -> f64 {
+    let (hidden, inner) = (config.hidden_size, config.intermediate_size);
+    let queries = config.num_attention_heads * config.head_dim;
+    let keys = config.num_key_value_heads * config.head_dim;
+    let weights = hidden * (2 * queries + 2 * keys + 3 * inner);
+    let (rows, length) = (batch as f64, tokens as f64);
+    let attention = 6.0 * queries as f64 * rows * length * length;
+    config.num_hidden_layers as f64 * (6.0 * weights as f64 * rows * length + attention)
+}
+
+/// Operations a second of one large matrix product in the arithmetic of training: what the device can do at best.
+fn product_rate(device: &DeviceArgs) -> Result<f64> {
+    let OpenOptions { device, compute, .. } = device.open(None)?;
+    let size: i64 = if device.is_cuda() { 8192 } else { 2048 };
+    let _guard = tch::no_grad_guard();
+    let [a, b] = [(); 2].map(|()| Tensor::randn([size, size], (Kind::Float, device)).to_kind(compute));
+    let mut fastest = f64::INFINITY;
+    for _ in 0..6 {
+        let start = Instant::now();
+        let _product = a.matmul(&b);
+        wait_for(device);
+        fastest = fastest.min(start.elapsed().as_secs_f64());
+    }
+    Ok(2.0 * (size as f64).powi(3) / fastest)
 }
 
 /// Seconds of the fastest step: forward, loss on the last token, backward, clipping, AdamW.
@@ -124,7 +161,7 @@ fn step_seconds(args: &StepArgs, device: &DeviceArgs, lora: Option<LoraConfig>) 
         adamw.collect_gradients(&alone)?;
         adamw.clip_grad_norm(1.0, &alone)?;
         adamw.step(1e-6);
-        synchronise(&model);
+        wait_for(model.device());
         if repeat > 0 {
             fastest = fastest.min(start.elapsed().as_secs_f64());
         }
@@ -133,8 +170,8 @@ fn step_seconds(args: &StepArgs, device: &DeviceArgs, lora: Option<LoraConfig>) 
 }
 
 /// Waits for what a GPU has been told to do.
-fn synchronise(model: &Reranker) {
-    if let tch::Device::Cuda(index) = model.device() {
+fn wait_for(device: Device) {
+    if let Device::Cuda(index) = device {
         tch::Cuda::synchronize(index as i64);
     }
 }
@@ -201,7 +238,7 @@ fn cost(model: &Reranker, layers: &[usize], length: usize, query: &[u32], querie
         for _ in 0..3 {
             let start = Instant::now();
             let _computed = f()?;
-            synchronise(model);
+            wait_for(model.device());
             fastest = fastest.min(start.elapsed().as_secs_f64());
         }
         Ok(fastest * 1e3 / pairs as f64)
