@@ -28,7 +28,7 @@ use models::torch::{Adapters, EncoderConfig, Reranker, encode, length_buckets};
 use rand::seq::SliceRandom;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 /// Tokens per pass where no gradient is kept, padding included.
 const TOKENS_PER_BATCH: usize = 2048;
@@ -70,6 +70,28 @@ pub struct LatentStep {
     pub parts: Metrics,
     /// Tokens that were read, each counted once.
     pub tokens: usize,
+}
+
+/// What somebody said of the pairs of a micro-batch, `[queries, documents]` of 1 and 0 each.
+struct Judged {
+    /// The document is right for the query.
+    relevant: Tensor,
+    /// The document was judged not to be: a hard negative, however near it lies.
+    negative: Tensor,
+}
+
+impl Judged {
+    fn of(batch: &LatentBatch, device: Device) -> Self {
+        Self {
+            relevant: batch.relevant().to_device(device),
+            negative: batch.judged_negative().to_device(device),
+        }
+    }
+
+    /// Pairs that nobody judged.
+    fn unjudged(&self) -> Tensor {
+        self.relevant.eq(0).logical_and(&self.negative.eq(0))
+    }
 }
 
 /// Loss and its parts from the latents of queries and documents.
@@ -131,13 +153,13 @@ impl<'a> LatentLoss<'a> {
         let documents = self.passes(Side::Document, &batch.document_texts())?;
         // What all texts begin with is read once for a whole bucket.
         let read: usize = queries.iter().chain(&documents).map(|pass| pass.text.len()).sum();
-        let relevant = batch.relevant().to_device(self.llm.device());
+        let judged = Judged::of(batch, self.llm.device());
         let loss_of = |queries: &Tensor, documents: &Tensor| -> Result<(Tensor, Metrics)> {
             let standardisers =
                 self.standardisers.as_ref().context("latents are taught before they were measured")?;
             let (queries, documents) =
                 (standardisers.query.apply(queries), standardisers.document.apply(documents));
-            Ok(self.loss(&queries, &documents, &relevant)?)
+            Ok(self.loss(&queries, &documents, &judged)?)
         };
         let (loss, parts) = if read <= self.config.tokens {
             tch::manual_seed(seed);
@@ -194,17 +216,17 @@ impl<'a> LatentLoss<'a> {
     }
 
     /// Mean of the loss over all layers together and of its mean over each layer by itself, from standardised latents
-    /// `[queries, D]` and `[documents, D]`; `relevant` is `[queries, documents]`.
+    /// `[queries, D]` and `[documents, D]`.
     fn loss(
         &self,
         queries: &Tensor,
         documents: &Tensor,
-        relevant: &Tensor,
+        judged: &Judged,
     ) -> Result<(Tensor, Metrics), LossError> {
         let of = |queries: &Tensor, documents: &Tensor| {
             let cosines = unit(queries).matmul(&unit(documents).tr());
-            let scores = without_false_negatives(&cosines, relevant, self.config.margin);
-            contrastive(&(scores / self.config.temperature), relevant)
+            let scores = without_false_negatives(&cosines, judged, self.config.margin);
+            contrastive(&(scores / self.config.temperature), &judged.relevant)
         };
         let together = of(queries, documents)?;
         let mut parts = Metrics::from([("latent".to_owned(), together.double_value(&[]))]);
@@ -346,10 +368,10 @@ fn unit(rows: &Tensor) -> Tensor {
 
 /// Leaves out what is likely relevant although nobody says so: documents that nobody judged and that lie nearer to the query
 /// than the nearest of its right ones by more than `margin`.
-fn without_false_negatives(cosines: &Tensor, relevant: &Tensor, margin: f64) -> Tensor {
+fn without_false_negatives(cosines: &Tensor, judged: &Judged, margin: f64) -> Tensor {
     let known = cosines.detach();
-    let right = known.masked_fill(&relevant.eq(0), -2.0).amax([-1i64].as_slice(), true);
-    let false_negative = known.gt_tensor(&(right + margin)).logical_and(&relevant.eq(0));
+    let right = known.masked_fill(&judged.relevant.eq(0), -2.0).amax([-1i64].as_slice(), true);
+    let false_negative = known.gt_tensor(&(right + margin)).logical_and(&judged.unjudged());
     cosines.masked_fill(&false_negative, NOT_A_CANDIDATE)
 }
 
@@ -361,18 +383,33 @@ fn to_i64(places: &[usize]) -> Vec<i64> {
 mod tests {
     use super::*;
 
+    fn judged(relevant: [i64; 4], negative: [i64; 4]) -> Judged {
+        let of = |row| Tensor::from_slice2(&[row]);
+        Judged { relevant: of(relevant), negative: of(negative) }
+    }
+
+    fn kept(cosines: [f32; 4], judged: &Judged) -> Vec<f32> {
+        rows_of(&without_false_negatives(&Tensor::from_slice2(&[cosines]), judged, 0.1)).unwrap().remove(0)
+    }
+
     /// In a batch of household needs two ask for the same thing in other words: pushed apart, the layers unlearn exactly what
     /// they are taught. A document that is merely hard must stay.
     #[test]
     fn a_far_nearer_document_is_no_negative() {
-        let cosines = Tensor::from_slice2(&[[0.5f32, 0.55, 0.9, 0.1]]);
-        let relevant = Tensor::from_slice2(&[[1i64, 0, 0, 0]]);
-        let kept = rows_of(&without_false_negatives(&cosines, &relevant, 0.1)).unwrap();
-        assert_eq!(kept[0][..2], [0.5, 0.55]);
-        assert_eq!(f64::from(kept[0][2]), NOT_A_CANDIDATE);
-        assert_eq!(kept[0][3], 0.1);
+        let cosines = [0.5, 0.55, 0.9, 0.1];
+        let masked = NOT_A_CANDIDATE as f32;
+        assert_eq!(kept(cosines, &judged([1, 0, 0, 0], [0; 4])), [0.5, 0.55, masked, 0.1]);
         // A relevant document is never left out, however near.
-        let both = Tensor::from_slice2(&[[1i64, 0, 1, 0]]);
-        assert_eq!(rows_of(&without_false_negatives(&cosines, &both, 0.1)).unwrap()[0][2], 0.9);
+        assert_eq!(kept(cosines, &judged([1, 0, 1, 0], [0; 4])), cosines);
+    }
+
+    /// Somebody looked at this pair and said no: the nearer the document lies, the more there is to learn from it. Taken for a
+    /// false negative, the hardest of the hard negatives would never be learnt.
+    #[test]
+    fn a_document_that_was_judged_to_be_a_negative_stays_one() {
+        let masked = NOT_A_CANDIDATE as f32;
+        let cosines = [0.2, 0.95, 0.9, 0.1];
+        assert_eq!(kept(cosines, &judged([1, 0, 0, 0], [0, 1, 0, 0])), [0.2, 0.95, masked, 0.1]);
+        assert_eq!(kept(cosines, &judged([1, 0, 0, 0], [0, 1, 1, 1])), cosines);
     }
 }

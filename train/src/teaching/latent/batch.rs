@@ -52,15 +52,25 @@ impl<'a> LatentBatch<'a> {
     /// Which document is right for which query, `[queries, documents]` of 1 and 0: those judged to be, and those of the same
     /// text as one that is.
     pub fn relevant(&self) -> Tensor {
+        self.judged_as(&self.set.train.relevant)
+    }
+
+    /// The same of documents judged not to be right (gain 0).
+    pub fn judged_negative(&self) -> Tensor {
+        self.judged_as(&self.set.train.negatives)
+    }
+
+    /// `[queries, documents]`: 1 where the document, or one of the same text, is among those that `judged` has for the query.
+    fn judged_as(&self, judged: &[BTreeSet<usize>]) -> Tensor {
         let contents = &self.set.contents;
-        let mut relevant = Vec::with_capacity(self.queries.len() * self.documents.len());
+        let mut pairs = Vec::with_capacity(self.queries.len() * self.documents.len());
         for query in &self.queries {
-            let right = &self.set.train.relevant[*query];
-            let texts: BTreeSet<&str> = right.iter().map(|document| contents[*document].as_str()).collect();
-            let is_right =
-                |document: &usize| right.contains(document) || texts.contains(contents[*document].as_str());
-            relevant.extend(self.documents.iter().map(|document| i64::from(is_right(document))));
+            let of_query = &judged[*query];
+            let texts: BTreeSet<&str> =
+                of_query.iter().map(|document| contents[*document].as_str()).collect();
+            let is_judged = |document: &usize| texts.contains(contents[*document].as_str());
+            pairs.extend(self.documents.iter().map(|document| i64::from(is_judged(document))));
         }
-        Tensor::from_slice(&relevant).reshape([self.queries.len() as i64, self.documents.len() as i64])
+        Tensor::from_slice(&pairs).reshape([self.queries.len() as i64, self.documents.len() as i64])
     }
 }
