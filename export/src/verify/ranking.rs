@@ -1,7 +1,7 @@
 //! What quantising costs in ranking quality: two bundles of one student rank a BEIR data set, and the rankings are compared.
 
 use crate::error::ExportError;
-use models::beir::{BeirData, Qrels};
+use models::beir::{BeirData, Purpose, Qrels};
 use models::manifest::Precision;
 use models::metrics::{ndcg_at_k, rank, recall_at_k, spearman};
 use runtime::bundle::Bundle;
@@ -57,7 +57,7 @@ impl JudgedData {
     /// All documents and the queries asked for.
     pub fn open(data: &RankingData) -> Result<Self, ExportError> {
         let beir = BeirData::open(&data.dir)?;
-        let mut qrels = beir.qrels(&data.split)?;
+        let mut qrels = beir.qrels(&data.split, Purpose::Measuring)?.qrels;
         if data.queries > 0 {
             qrels = qrels.into_iter().take(data.queries).collect();
         }
