@@ -95,7 +95,8 @@ fn every_kind_of_fault_is_found_in_spoiled_data() {
         .iter()
         .filter(|finding| {
             let faults = ["broken-line", "duplicate-id", "empty", "leaked-query", "leaked-pair"];
-            let severity = if faults.iter().any(|kind| finding["kind"] == *kind) { "fault" } else { "warning" };
+            let severity =
+                if faults.iter().any(|kind| finding["kind"] == *kind) { "fault" } else { "warning" };
             assert_eq!(finding["severity"], severity, "{finding}");
             finding["kind"] != "too-long"
         })
@@ -169,7 +170,8 @@ fn every_kind_of_fault_is_found_in_spoiled_data() {
 fn warnings_leave_the_exit_status_as_it_is() {
     let dir = tempfile::tempdir().unwrap();
     fs::create_dir(dir.path().join("qrels")).unwrap();
-    let queries: String = (0..100).map(|i| json!({ "_id": i, "text": format!("need {i}") }).to_string() + "\n").collect();
+    let queries: String =
+        (0..100).map(|i| json!({ "_id": i, "text": format!("need {i}") }).to_string() + "\n").collect();
     let judged: String = (0..99).map(|i| format!("{i}\ta\t1\n")).collect();
     let corpus = "{\"_id\": \"a\", \"text\": \"Dust the shelf.\"}\n{\"_id\": \"b\", \"text\": \"\"}\n";
     fs::write(dir.path().join("corpus.jsonl"), corpus).unwrap();
@@ -189,6 +191,47 @@ fn warnings_leave_the_exit_status_as_it_is() {
     let found = check(dir.path(), &[]);
     assert_eq!(found.code, Some(1), "{}", found.stdout);
     assert!(found.stdout.contains("qrels/test.tsv: fault: 2 unknown ids\n"), "{}", found.stdout);
+}
+
+/// A set with everything that published sets have is measured over all its judged queries, and what is passed over is told once:
+/// left out of the mean, the queries that nobody can answer would make every system look better than it does elsewhere.
+#[test]
+fn a_set_with_the_peculiarities_of_published_ones_is_measured_as_trec_eval_does() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::create_dir(dir.path().join("qrels")).unwrap();
+    let corpus =
+        [("lamp", "switch the lamp on"), ("mop", "mop the hall"), ("blank", ""), ("vase", "carry a vase")]
+            .map(|(id, text)| {
+                json!({ "_id": id, "title": null, "text": text, "metadata": {} }).to_string() + "\n"
+            });
+    let queries = [("1", "lamp"), ("2", "hall"), ("3", "vase"), ("lamp", "switch the lamp on")]
+        .map(|(id, text)| json!({ "_id": id, "text": text }).to_string() + "\n");
+    // Query 1 is answered; of 2 the answer is missing, of 3 nothing is relevant; the last is a document itself.
+    let judged = "1\tlamp\t2\n1\tblank\t-1\n2\tgone\t1\n3\tvase\t0\n3\tlamp\t-2\nlamp\tvase\t1\n9\tmop\t1\n";
+    fs::write(dir.path().join("corpus.jsonl"), corpus.concat()).unwrap();
+    fs::write(dir.path().join("queries.jsonl"), queries.concat()).unwrap();
+    fs::write(dir.path().join("qrels/test.tsv"), judged).unwrap();
+    let json = dir.path().join("report.json");
+    let measured = |more: &[&str]| {
+        let flags = ["eval", "--data", text(dir.path()), "--bm25", "--json", text(&json)];
+        let told = run("train", &[&flags, more].concat()).done().stderr;
+        let report: Value = serde_json::from_str(&fs::read_to_string(&json).unwrap()).unwrap();
+        (report["splits"]["test"]["BM25"].clone(), told)
+    };
+    let (bm25, told) = measured(&[]);
+    assert_eq!(bm25["queries"], 4);
+    // Query `lamp` does not find itself, but the vase among the two others, which score the same.
+    assert_eq!([&bm25["metrics"]["Recall@1"], &bm25["metrics"]["MRR@10"]], [0.5, 0.5]);
+    for note in [
+        "corpus.jsonl: 1 document has neither title nor text (first: `blank`, line 3); passed over",
+        "test.tsv: 1 judgement names a query that queries.jsonl lacks (first: `9`, line 7)",
+        "test.tsv: 1 judgement names a document that corpus.jsonl lacks (first: `gone`, line 3)",
+    ] {
+        assert_eq!(told.matches(note).count(), 1, "{note}\n{told}");
+    }
+    let (pooled, _) = measured(&["--pool", "2", "--relevance-level", "2"]);
+    assert_eq!((&pooled["queries"], &pooled["metrics"]["Recall@1"]), (&json!(4), &json!(0.25)));
+    run("train", &["data", "check", "--data", text(dir.path())]).code.filter(|code| *code == 1).unwrap();
 }
 
 /// Hard negatives, titles and splits must arrive where training and evaluation look for them.
@@ -338,7 +381,8 @@ fn wrong_turns_are_refused_in_one_sentence() {
 
     fs::create_dir_all(at("twelve/gis")).unwrap();
     fs::write(at("twelve/gis/corpus.jsonl"), "").unwrap();
-    check(&at("twelve"), &[]).refused(&["holds no corpus.jsonl but 1 data set (gis); name one folder at a time"]);
+    check(&at("twelve"), &[])
+        .refused(&["holds no corpus.jsonl but 1 data set (gis); name one folder at a time"]);
     fs::remove_dir_all(at("twelve")).unwrap();
     check(&at("absent"), &[]).refused(&["absent/corpus.jsonl", "No such file"]);
     let robot = repository().join("data/home-robot");

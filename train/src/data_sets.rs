@@ -128,7 +128,7 @@ impl DataSet {
     fn open(arg: &DataArg, splits: &Splits, one_of_several: bool) -> Result<Self> {
         let data = BeirData::open(&arg.dir)?;
         let SplitQrels { qrels: mut train, notes } = data.qrels(splits.train, Purpose::Training)?;
-        data.notes().iter().chain(&notes).for_each(|note| eprintln!("{note}"));
+        data.notes.iter().chain(&notes).for_each(|note| eprintln!("{note}"));
         if let Some((most, seed)) = splits.queries
             && train.len() > most
         {

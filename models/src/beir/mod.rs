@@ -37,11 +37,11 @@ pub struct BeirData {
     /// Place of each query id.
     pub query_index: HashMap<String, usize>,
     /// Line of each document that has neither title nor text, by its id.
-    empty_documents: HashMap<String, usize>,
+    pub empty_documents: HashMap<String, usize>,
     /// Line of each query without a text, by its id.
-    empty_queries: HashMap<String, usize>,
-    /// What was passed over.
-    notes: Vec<String>,
+    pub empty_queries: HashMap<String, usize>,
+    /// What was passed over when corpus and queries were read, a sentence for each kind.
+    pub notes: Vec<String>,
 }
 
 impl BeirData {
@@ -72,11 +72,6 @@ impl BeirData {
             empty_queries: read.empty,
             notes: notes.into_iter().flatten().collect(),
         })
-    }
-
-    /// What was passed over when corpus and queries were read, a sentence for each kind.
-    pub fn notes(&self) -> &[String] {
-        &self.notes
     }
 
     /// Reads `qrels/{split}.tsv`.

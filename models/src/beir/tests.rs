@@ -93,7 +93,7 @@ fn what_is_harmless_in_published_sets_is_passed_over_and_told_once() {
     let ids: Vec<&str> = data.documents.iter().map(|document| document.id.as_str()).collect();
     assert_eq!(ids, ["d1", "3", "d4"]);
     assert!(data.is_empty_document("d2") && !data.is_empty_document("d9"));
-    let notes = data.notes().join("\n");
+    let notes = data.notes.join("\n");
     for note in [
         "corpus.jsonl: 1 document has neither title nor text (first: `d2`, line 2); passed over",
         "corpus.jsonl: 1 line repeats a document (first: `d4`, line 5); passed over",
@@ -102,7 +102,7 @@ fn what_is_harmless_in_published_sets_is_passed_over_and_told_once() {
     ] {
         assert!(notes.contains(note), "{notes} lacks {note}");
     }
-    assert_eq!(data.notes().len(), 4);
+    assert_eq!(data.notes.len(), 4);
     let SplitQrels { qrels, notes } = data.qrels("test", Purpose::Measuring).unwrap();
     assert_eq!(qrels.keys().collect::<Vec<_>>(), ["q1"]);
     let expected = [("3", 0), ("d1", 1), ("d2", 1), ("d8", 2), ("d9", 1)];
@@ -347,7 +347,7 @@ fn every_set_of_beir_loads_as_published() {
         let dir = folder(&corpus, &queries, &format!("{header}{judged}"));
         let data = BeirData::open(dir.path()).expect(name);
         let read = data.qrels("test", Purpose::Measuring).expect(name);
-        let found = [data.documents.len(), read.qrels.len(), data.notes().len() + read.notes.len()];
-        assert_eq!(found, [documents, judged_queries, notes], "{name}: {:?} {:?}", data.notes(), read.notes);
+        let found = [data.documents.len(), read.qrels.len(), data.notes.len() + read.notes.len()];
+        assert_eq!(found, [documents, judged_queries, notes], "{name}: {:?} {:?}", data.notes, read.notes);
     }
 }

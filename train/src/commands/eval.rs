@@ -139,7 +139,7 @@ pub fn run(args: &Args, device: &DeviceArgs) -> Result<()> {
     };
     systems.iter().try_for_each(check)?;
     let data = BeirData::open(&args.data)?;
-    data.notes().iter().for_each(|note| eprintln!("{note}"));
+    data.notes.iter().for_each(|note| eprintln!("{note}"));
     let config = TaskConfig {
         sample: args.sample,
         pool: args.pool,

@@ -43,7 +43,7 @@ pub fn run(args: &Args) -> Result<()> {
     let baseline = find_baseline(&names, args.baseline.as_deref())?;
     let data = BeirData::open(&args.data)?;
     let SplitQrels { qrels, notes } = data.qrels(&args.split, Purpose::Measuring)?;
-    data.notes().iter().chain(&notes).for_each(|note| eprintln!("{note}"));
+    data.notes.iter().chain(&notes).for_each(|note| eprintln!("{note}"));
     let mut values: Vec<BTreeMap<String, Values>> = Vec::new();
     for file in &args.runs {
         let found = per_query(&Run::read_trec(file, &data)?, &qrels, args.relevance_level);
