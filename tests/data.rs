@@ -3,7 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
-use models::beir::BeirData;
+use models::beir::{BeirData, Purpose};
 use models::files::write_json;
 use models::prompt::PromptTemplate;
 use serde_json::{Value, json};
@@ -75,11 +75,11 @@ fn every_kind_of_fault_is_found_in_spoiled_data() {
     append(&data.join("queries.jsonl"), format!("{again}\n").as_bytes());
     append(
         &data.join("queries.jsonl"),
-        b"{\"_id\": \"hm\", \"text\": \"Nobody knows.\"}\n\n{\"_id\": \"hm\"}\n\xff\n",
+        b"{\"_id\": \"hm\", \"text\": \"Nobody knows.\"}\n\n{\"_id\": \"hm\"}\n\xff\n{\"_id\": \"hm\", \"text\": \"Nobody knows.\"}\n",
     );
     append(
         &data.join("qrels/train.tsv"),
-        b"again\tput-out-fire\t1\nneed-0003\tvoid\t0\nnobody\tput-out-fire\t1\nagain\tsofa\t1\nagain put-out-fire\n",
+        b"again\tput-out-fire\t1\nneed-0003\tvoid\t0\nnobody\tput-out-fire\t1\nagain\tsofa\t1\nagain put-out-fire\nneed-0003\tvoid\t1\n",
     );
     fs::write(data.join("qrels/dev.tsv"), "query-id\tcorpus-id\tscore\n").unwrap();
     write_prompt(&dir.path().join("model"), 100);
@@ -93,7 +93,13 @@ fn every_kind_of_fault_is_found_in_spoiled_data() {
         .as_array()
         .unwrap()
         .iter()
-        .filter(|finding| finding["kind"] != "too-long")
+        .filter(|finding| {
+            let faults = ["broken-line", "duplicate-id", "empty", "leaked-query", "leaked-pair"];
+            let severity =
+                if faults.iter().any(|kind| finding["kind"] == *kind) { "fault" } else { "warning" };
+            assert_eq!(finding["severity"], severity, "{finding}");
+            finding["kind"] != "too-long"
+        })
         .map(|finding| {
             let lines = finding["examples"].as_array().unwrap().iter().map(|e| e["line"].as_u64()).collect();
             let [kind, file] = ["kind", "file"].map(|key| finding[key].as_str().unwrap());
@@ -119,11 +125,13 @@ fn every_kind_of_fault_is_found_in_spoiled_data() {
             ("broken-line", "queries.jsonl", 1, vec![Some(2165)]),
             ("duplicate-id", "corpus.jsonl", 1, vec![Some(132)]),
             ("duplicate-id", "queries.jsonl", 1, vec![Some(2164)]),
-            ("empty-text", "corpus.jsonl", 1, vec![Some(134)]),
-            ("unknown-id", "qrels/train.tsv", 2, vec![Some(1304), Some(1305)]),
             ("empty", "qrels/dev.tsv", 1, vec![None]),
             ("leaked-query", "qrels/test.tsv", 2, vec![test_line("need-0001"), test_line("need-0003")]),
             ("leaked-pair", "qrels/test.tsv", 1, vec![test_line("need-0001")]),
+            ("unknown-id", "qrels/train.tsv", 2, vec![Some(1304), Some(1305)]),
+            ("empty-text", "corpus.jsonl", 1, vec![Some(134)]),
+            ("repeated-line", "queries.jsonl", 1, vec![Some(2166)]),
+            ("changed-judgement", "qrels/train.tsv", 1, vec![Some(1307)]),
             ("no-relevant-document", "queries.jsonl", 201, first_dev(2)),
             ("duplicate-text", "corpus.jsonl", 1, vec![Some(133)]),
             ("duplicate-text", "queries.jsonl", 1, vec![Some(2161)]),
@@ -135,26 +143,95 @@ fn every_kind_of_fault_is_found_in_spoiled_data() {
     let train = data.join("qrels/train.tsv");
     for line in [
         format!(
-            "{}: 1 broken line\n  {}:131: not a JSON object with `_id` and `text`: ",
+            "{}: fault: 1 broken line\n  {}:131: not a JSON object with `_id` and `text`: ",
             text(&corpus),
             text(&corpus)
         ),
         format!("{}:132: id `put-out-fire` was used on line ", text(&corpus)),
         format!("{}:1304: query `nobody` is not in queries.jsonl\n", text(&train)),
         format!(
-            "{}:1306: found \"again put-out-fire\", expected `query-id<TAB>corpus-id<TAB>score`",
+            "{}:1306: found \"again put-out-fire\", expected `query-id<TAB>corpus-id<TAB>score`, or TREC's",
             text(&train)
         ),
         "query `need-0001` (queries.jsonl:".to_owned(),
         ") has the text of the query in qrels/train.tsv:1302 (queries.jsonl:2161)\n".to_owned(),
         "query `need-0003` is asked in qrels/train.tsv:1303 too\n".to_owned(),
         "with document `put-out-fire` is judged in qrels/train.tsv:1302 too\n".to_owned(),
-        ": 201 queries without any relevant document\n".to_owned(),
+        ": warning: 201 queries without any relevant document\n".to_owned(),
         "  and 199 more\n".to_owned(),
         " tokens, the prompt keeps the first 100\n".to_owned(),
     ] {
         assert!(found.stdout.contains(&line), "lacks {line:?}\n{}", found.stdout);
     }
+}
+
+/// Published sets have all of these: refused, nobody could keep the check in a script; not told, nobody would know.
+#[test]
+fn warnings_leave_the_exit_status_as_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::create_dir(dir.path().join("qrels")).unwrap();
+    let queries: String =
+        (0..100).map(|i| json!({ "_id": i, "text": format!("need {i}") }).to_string() + "\n").collect();
+    let judged: String = (0..99).map(|i| format!("{i}\ta\t1\n")).collect();
+    let corpus = "{\"_id\": \"a\", \"text\": \"Dust the shelf.\"}\n{\"_id\": \"b\", \"text\": \"\"}\n";
+    fs::write(dir.path().join("corpus.jsonl"), corpus).unwrap();
+    fs::write(dir.path().join("queries.jsonl"), queries).unwrap();
+    fs::write(dir.path().join("qrels/test.tsv"), format!("{judged}99\tgone\t1\n")).unwrap();
+    let found = check(dir.path(), &[]).done();
+    for line in [
+        "corpus.jsonl: warning: 1 empty text\n",
+        "qrels/test.tsv: warning: 1 unknown id\n",
+        "test.tsv:100: document `gone` is not in corpus.jsonl\n",
+        "queries.jsonl: warning: 1 query without any relevant document\n",
+    ] {
+        assert!(found.stdout.contains(line), "lacks {line:?}\n{}", found.stdout);
+    }
+    assert!(found.stderr.contains("no fault; warnings need no repair"), "{}", found.stderr);
+    append(&dir.path().join("qrels/test.tsv"), b"gone\ta\t1\n");
+    let found = check(dir.path(), &[]);
+    assert_eq!(found.code, Some(1), "{}", found.stdout);
+    assert!(found.stdout.contains("qrels/test.tsv: fault: 2 unknown ids\n"), "{}", found.stdout);
+}
+
+/// A set with everything that published sets have is measured over all its judged queries, and what is passed over is told once:
+/// left out of the mean, the queries that nobody can answer would make every system look better than it does elsewhere.
+#[test]
+fn a_set_with_the_peculiarities_of_published_ones_is_measured_as_trec_eval_does() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::create_dir(dir.path().join("qrels")).unwrap();
+    let corpus =
+        [("lamp", "switch the lamp on"), ("mop", "mop the hall"), ("blank", ""), ("vase", "carry a vase")]
+            .map(|(id, text)| {
+                json!({ "_id": id, "title": null, "text": text, "metadata": {} }).to_string() + "\n"
+            });
+    let queries = [("1", "lamp"), ("2", "hall"), ("3", "vase"), ("lamp", "switch the lamp on")]
+        .map(|(id, text)| json!({ "_id": id, "text": text }).to_string() + "\n");
+    // Query 1 is answered; of 2 the answer is missing, of 3 nothing is relevant; the last is a document itself.
+    let judged = "1\tlamp\t2\n1\tblank\t-1\n2\tgone\t1\n3\tvase\t0\n3\tlamp\t-2\nlamp\tvase\t1\n9\tmop\t1\n";
+    fs::write(dir.path().join("corpus.jsonl"), corpus.concat()).unwrap();
+    fs::write(dir.path().join("queries.jsonl"), queries.concat()).unwrap();
+    fs::write(dir.path().join("qrels/test.tsv"), judged).unwrap();
+    let json = dir.path().join("report.json");
+    let measured = |more: &[&str]| {
+        let flags = ["eval", "--data", text(dir.path()), "--bm25", "--json", text(&json)];
+        let told = run("train", &[&flags, more].concat()).done().stderr;
+        let report: Value = serde_json::from_str(&fs::read_to_string(&json).unwrap()).unwrap();
+        (report["splits"]["test"]["BM25"].clone(), told)
+    };
+    let (bm25, told) = measured(&[]);
+    assert_eq!(bm25["queries"], 4);
+    // Query `lamp` does not find itself, but the vase among the two others, which score the same.
+    assert_eq!([&bm25["metrics"]["Recall@1"], &bm25["metrics"]["MRR@10"]], [0.5, 0.5]);
+    for note in [
+        "corpus.jsonl: 1 document has neither title nor text (first: `blank`, line 3); passed over",
+        "test.tsv: 1 judgement names a query that queries.jsonl lacks (first: `9`, line 7)",
+        "test.tsv: 1 judgement names a document that corpus.jsonl lacks (first: `gone`, line 3)",
+    ] {
+        assert_eq!(told.matches(note).count(), 1, "{note}\n{told}");
+    }
+    let (pooled, _) = measured(&["--pool", "2", "--relevance-level", "2"]);
+    assert_eq!((&pooled["queries"], &pooled["metrics"]["Recall@1"]), (&json!(4), &json!(0.25)));
+    run("train", &["data", "check", "--data", text(dir.path())]).code.filter(|code| *code == 1).unwrap();
 }
 
 /// Hard negatives, titles and splits must arrive where training and evaluation look for them.
@@ -175,7 +252,7 @@ fn pairs_become_a_folder_that_passes_the_check() {
     let text_of = |id: &str| data.documents[data.document_index[id]].text.clone();
     let mut queries = 0;
     for (split, count) in [("train", 21), ("dev", 3), ("test", 6)] {
-        let qrels = data.qrels(split).unwrap();
+        let qrels = data.qrels(split, Purpose::Training).unwrap().qrels;
         assert_eq!(qrels.len(), count, "{split}");
         for (query, judged) in qrels {
             let number: usize = data.queries[data.query_index[&query]].text[5..].parse().unwrap();
@@ -302,6 +379,11 @@ fn wrong_turns_are_refused_in_one_sentence() {
     let (out, absent, root) = (at("out"), at("absent"), text(dir.path()).to_owned());
     let (out, absent) = (text(&out), text(&absent));
 
+    fs::create_dir_all(at("twelve/gis")).unwrap();
+    fs::write(at("twelve/gis/corpus.jsonl"), "").unwrap();
+    check(&at("twelve"), &[])
+        .refused(&["holds no corpus.jsonl but 1 data set (gis); name one folder at a time"]);
+    fs::remove_dir_all(at("twelve")).unwrap();
     check(&at("absent"), &[]).refused(&["absent/corpus.jsonl", "No such file"]);
     let robot = repository().join("data/home-robot");
     check(&robot, &["--model", absent]).refused(&["absent/prompt.json", "No such file"]);

@@ -5,7 +5,7 @@
 #[path = "pipeline/latent.rs"]
 mod latent;
 
-use models::beir::BeirData;
+use models::beir::{BeirData, Purpose};
 use models::files::read_json;
 use serde_json::{Value, json};
 use std::collections::HashSet;
@@ -741,7 +741,7 @@ fn shorten(file: &Path) {
 /// A few skills of the sample corpus, and their needs in the splits of it.
 fn write_part(from: &Path, to: &Path, skills: usize) {
     let data = BeirData::open(from).unwrap();
-    let train = data.qrels("train").unwrap();
+    let train = data.qrels("train", Purpose::Training).unwrap().qrels;
     let chosen: Vec<&String> = {
         let mut ids: Vec<&String> = train.values().flat_map(|judged| judged.keys()).collect();
         ids.sort();
@@ -755,7 +755,7 @@ fn write_part(from: &Path, to: &Path, skills: usize) {
     let mut queries = String::new();
     for split in ["train", "dev", "test"] {
         let mut lines = "query-id\tcorpus-id\tscore\n".to_owned();
-        for (query, judged) in data.qrels(split).unwrap() {
+        for (query, judged) in data.qrels(split, Purpose::Training).unwrap().qrels {
             for (document, gain) in judged.into_iter().filter(|(document, _)| chosen.contains(&document)) {
                 lines += &format!("{query}\t{document}\t{gain}\n");
                 let text = &data.queries[data.query_index[&query]].text;
@@ -805,7 +805,7 @@ fn a_student_of_the_real_language_model_answers_new_needs() {
     let paths = ["--bundle", text(&bundle), "--documents", text(&corpus), "--out", text(&index)];
     run("runtime", &[&["index"], &paths[..]].concat()).done();
     let data = BeirData::open(&folder).unwrap();
-    let test = data.qrels("test").unwrap();
+    let test = data.qrels("test", Purpose::Training).unwrap().qrels;
     let right = test.iter().filter(|(query, judged)| {
         let need = &data.queries[data.query_index[*query]].text;
         let paths = ["--bundle", text(&bundle), "--index", text(&index), "-k", "1", "--json"];

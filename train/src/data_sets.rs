@@ -4,7 +4,7 @@
 
 use crate::sampling::{TrainDocuments, TrainingSet, batch_at, rng};
 use anyhow::{Context, Result, bail};
-use models::beir::{BeirData, Document, LenientQrels, Qrels};
+use models::beir::{BeirData, Document, Purpose, Qrels, SplitQrels};
 use rand::RngExt;
 use rand::seq::SliceRandom;
 use std::path::PathBuf;
@@ -127,8 +127,8 @@ impl DataSets {
 impl DataSet {
     fn open(arg: &DataArg, splits: &Splits, one_of_several: bool) -> Result<Self> {
         let data = BeirData::open(&arg.dir)?;
-        data.notes().iter().for_each(|note| eprintln!("{note}"));
-        let mut train = data.qrels(splits.train)?;
+        let SplitQrels { qrels: mut train, notes } = data.qrels(splits.train, Purpose::Training)?;
+        data.notes.iter().chain(&notes).for_each(|note| eprintln!("{note}"));
         if let Some((most, seed)) = splits.queries
             && train.len() > most
         {
@@ -141,7 +141,7 @@ impl DataSet {
             // A set among others need not have every dev split; alone it is asked for exactly these.
             let file = arg.dir.join("qrels").join(format!("{split}.tsv"));
             if !one_of_several || file.exists() {
-                let LenientQrels { qrels, notes } = data.lenient_qrels(split)?;
+                let SplitQrels { qrels, notes } = data.qrels(split, Purpose::Measuring)?;
                 notes.iter().for_each(|note| eprintln!("{note}"));
                 dev.push((split.clone(), qrels));
             }

@@ -69,8 +69,12 @@ pub fn texts(sets: &DataSets, most: usize) -> (Vec<&str>, Vec<&str>) {
     let judged = sets.sets.iter().flat_map(|set| {
         let queries = set.dev.iter().flat_map(|(_, qrels)| qrels);
         queries.map(move |(query, judgements)| {
-            let best = judgements.iter().max_by_key(|(id, gain)| (**gain, std::cmp::Reverse((*id).clone())));
-            let document = best.map(|(id, _)| set.contents[set.data.document_index[id]].as_str());
+            // The corpus of a published set may lack documents that somebody judged.
+            let places = judgements
+                .iter()
+                .filter_map(|(id, gain)| Some((id, gain, *set.data.document_index.get(id)?)));
+            let best = places.max_by_key(|(id, gain, _)| (**gain, std::cmp::Reverse((*id).clone())));
+            let document = best.map(|(_, _, place)| set.contents[place].as_str());
             (set.query(query), document)
         })
     });

@@ -185,6 +185,10 @@ fn read_run(file: &Path, sets: &[Usable]) -> Result<(usize, Vec<(usize, usize)>)
         for (usable, found) in sets.iter().zip(&mut found) {
             let Ok(pairs) = found else { continue };
             let data = &usable.set.data;
+            // Other people's systems rank documents without a text too.
+            if data.is_empty_document(document) {
+                continue;
+            }
             match (data.query_index.get(query), data.document_index.get(document)) {
                 (Some(query), Some(document)) => {
                     let query = usable.training.get(query);

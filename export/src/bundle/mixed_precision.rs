@@ -5,7 +5,7 @@ use crate::bundle::writer::BundleWriter;
 use crate::error::ExportError;
 use crate::quantise::mixed::MixedLayers;
 use crate::verify::ranking::{JudgedData, RankingData, RankingReport, Scores};
-use models::beir::BeirData;
+use models::beir;
 use models::files::StagedDir;
 use models::manifest::Precision;
 use std::ops::RangeInclusive;
@@ -142,7 +142,7 @@ impl Search<'_> {
 
     /// At most `most` queries, and documents besides the relevant ones, and the scores of fp32.
     fn judged(&self, most: usize) -> Result<(JudgedData, Scores), ExportError> {
-        let has_dev = BeirData::open(self.data)?.qrels("dev").is_ok();
+        let has_dev = beir::splits(self.data).iter().any(|split| split == "dev");
         let split = if has_dev { "dev" } else { "train" };
         let data = RankingData { dir: self.data.to_owned(), split: split.into(), queries: 0 };
         let judged = JudgedData::open(&data)?.sample(most, most);

@@ -33,7 +33,7 @@ pub fn export(options: &Options, progress: &mut dyn FnMut(&str)) -> Result<Manif
     progress(&parity.to_string());
     let mut rankings = Vec::new();
     if let Some(data) = &options.ranking {
-        let ranking = compare_with_fp32(options, data, dir, &fp32)?;
+        let ranking = compare_with_fp32(options, data, dir, &fp32, progress)?;
         progress(&ranking.to_string());
         parity.failed.extend(ranking.failed.iter().cloned());
         rankings.push(ranking.to_json());
@@ -119,8 +119,10 @@ fn compare_with_fp32(
     data: &RankingData,
     dir: &Path,
     fp32: &Fp32Bundle,
+    progress: &mut dyn FnMut(&str),
 ) -> Result<RankingReport, ExportError> {
     let judged = JudgedData::open(data)?;
+    judged.notes().iter().for_each(|note| progress(note));
     let after = judged.scores(dir, &options.session)?;
     let before = match options.precision {
         Precision::Fp32 => after.clone(),

@@ -4,7 +4,7 @@
 use crate::error::ExportError;
 use crate::quantise::gptq::InverseHessian;
 use crate::quantise::smoothquant::SmoothQuant;
-use models::beir::{BeirData, Document, Query};
+use models::beir::{self, BeirData, Document, Purpose, Qrels, Query};
 use models::manifest::Manifest;
 use models::prompt::{Encoded, Prompter};
 use models::student::Residual;
@@ -34,10 +34,11 @@ pub struct ActivationStats {
 
 /// Tokens of a data set's texts: training queries (all, if there is no training split) and documents, evenly spread over it.
 pub fn passes(data: &Path, prompter: &Prompter, residual: Residual) -> Result<Vec<Encoded>, ExportError> {
-    let beir = BeirData::open(data)?;
-    let train = beir.qrels("train").unwrap_or_default();
+    let set = BeirData::open(data)?;
+    let has_train = beir::splits(data).iter().any(|split| split == "train");
+    let train = if has_train { set.qrels("train", Purpose::Measuring)?.qrels } else { Qrels::new() };
     let queries: Vec<&Query> =
-        beir.queries.iter().filter(|query| train.is_empty() || train.contains_key(&query.id)).collect();
+        set.queries.iter().filter(|query| train.is_empty() || train.contains_key(&query.id)).collect();
     let mut passes = Vec::new();
     for query in spread(&queries) {
         passes.push(match residual {
@@ -45,7 +46,7 @@ pub fn passes(data: &Path, prompter: &Prompter, residual: Residual) -> Result<Ve
             Residual::Pooled => prompter.query_pass(&query.text)?,
         });
     }
-    for document in spread(&beir.documents) {
+    for document in spread(&set.documents) {
         passes.push(prompter.document_pass(&Document::contents(document))?);
     }
     Ok(passes)

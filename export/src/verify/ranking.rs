@@ -1,7 +1,7 @@
 //! What quantising costs in ranking quality: two bundles of one student rank a BEIR data set, and the rankings are compared.
 
 use crate::error::ExportError;
-use models::beir::{BeirData, Qrels};
+use models::beir::{BeirData, Purpose, Qrels, SplitQrels};
 use models::manifest::Precision;
 use models::metrics::{ndcg_at_k, rank, recall_at_k, spearman};
 use runtime::bundle::Bundle;
@@ -46,6 +46,7 @@ pub struct JudgedData {
     name: String,
     beir: BeirData,
     qrels: Qrels,
+    notes: Vec<String>,
     /// Indexes of the documents that are ranked.
     documents: Vec<usize>,
 }
@@ -57,13 +58,19 @@ impl JudgedData {
     /// All documents and the queries asked for.
     pub fn open(data: &RankingData) -> Result<Self, ExportError> {
         let beir = BeirData::open(&data.dir)?;
-        let mut qrels = beir.qrels(&data.split)?;
+        let SplitQrels { mut qrels, notes } = beir.qrels(&data.split, Purpose::Measuring)?;
+        let notes = [beir.notes.as_slice(), &notes].concat();
         if data.queries > 0 {
             qrels = qrels.into_iter().take(data.queries).collect();
         }
         let name = data.dir.file_name().unwrap_or(data.dir.as_os_str()).to_string_lossy();
         let documents = (0..beir.documents.len()).collect();
-        Ok(Self { name: format!("{name}, {}", data.split), beir, qrels, documents })
+        Ok(Self { name: format!("{name}, {}", data.split), beir, qrels, notes, documents })
+    }
+
+    /// What of the data was passed over, a sentence for each kind.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
     }
 
     /// At most this many queries, and documents besides the relevant ones, evenly spread over the data.

@@ -23,7 +23,10 @@ enum Command {
     Import(ImportArgs),
 }
 
-/// Find leaks, duplicates, empty texts, unknown ids and more; exit status 0 nothing found, 1 something, 2 error
+/// Find leaks, duplicates, empty texts, unknown ids and more; exit status 0 no fault, 1 faults, 2 error
+///
+/// Faults stop a run or make its numbers wrong. Warnings are passed over by all commands and told, or cost little: they leave the
+/// exit status as it is.
 #[derive(Debug, ClapArgs)]
 struct CheckArgs {
     /// Data set in BEIR layout
@@ -35,7 +38,7 @@ struct CheckArgs {
     /// Write everything found as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Faults of each kind and file that are shown with their line
+    /// Findings of each kind and file that are shown with their line
     #[arg(long, value_name = "N", default_value_t = 3)]
     examples: usize,
 }
@@ -100,8 +103,9 @@ struct MsmarcoArgs {
 
 /// JSON lines of query, positives and negatives, as for sentence-transformers, FlagEmbedding or Tevatron
 ///
-/// Keys: query or anchor; positive, pos, positives or positive_passages; negative, neg, negatives, negative_1 to
-/// negative_N or negative_passages. Negatives become judgements of gain 0.
+/// Keys: query, anchor or question; positive, pos, positives, positive_passages or answer; negative, neg, negatives, negative_1
+/// to negative_N or negative_passages, which become judgements of gain 0. With label or labels, the documents (also docs or
+/// passages) have these gains. Scores, prompt and type are not read.
 #[derive(Debug, ClapArgs)]
 struct PairsArgs {
     /// The JSON lines
@@ -150,7 +154,11 @@ fn run_check(args: &CheckArgs) -> Result<Outcome> {
     }
     let mut stdout = std::io::stdout().lock();
     write!(stdout, "{report}").and_then(|()| stdout.flush()).context("cannot write to stdout")?;
-    Ok(Outcome::Found)
+    if report.has_faults() {
+        return Ok(Outcome::Found);
+    }
+    eprintln!("no fault; warnings need no repair");
+    Ok(Outcome::Done)
 }
 
 fn import_esconv(args: &EsconvArgs) -> Result<&PathBuf> {
@@ -190,7 +198,17 @@ fn import_msmarco(args: &MsmarcoArgs) -> Result<&PathBuf> {
 
 fn import_pairs(args: &PairsArgs) -> Result<&PathBuf> {
     let shares = Shares::new(args.dev_share, args.test_share)?;
-    eprintln!("{}", pairs::import(&args.from, &args.out, shares, args.seed)?);
+    let made = pairs::import(&args.from, &args.out, shares, args.seed)?;
+    eprintln!("{}", made.summary);
+    if made.scored > 0 {
+        eprintln!("not read: the scores of {} lines; `train distill` asks its own teacher", made.scored);
+    }
+    if made.empty > 0 {
+        eprintln!("left out: {} documents without a text", made.empty);
+    }
+    if made.unanswered > 0 {
+        eprintln!("queries without a relevant document: {}; they teach nothing", made.unanswered);
+    }
     Ok(&args.out)
 }
 

@@ -6,7 +6,7 @@ use crate::evaluation::cosine::check_layer;
 use crate::evaluation::first_stage::Measured;
 use crate::evaluation::onnx_embedding::{OnnxConfig, Pooling};
 use crate::evaluation::report::{Row, SystemValues, table, write_per_query};
-use crate::evaluation::run::{Values, means, per_query};
+use crate::evaluation::run::{Values, means, per_judged_query};
 use crate::evaluation::significance::{self, compare, find_baseline};
 use crate::evaluation::systems::{Answers, Kind, System, answer};
 use crate::evaluation::task::{Task, TaskConfig};
@@ -139,7 +139,7 @@ pub fn run(args: &Args, device: &DeviceArgs) -> Result<()> {
     };
     systems.iter().try_for_each(check)?;
     let data = BeirData::open(&args.data)?;
-    data.notes().iter().for_each(|note| eprintln!("{note}"));
+    data.notes.iter().for_each(|note| eprintln!("{note}"));
     let config = TaskConfig {
         sample: args.sample,
         pool: args.pool,
@@ -168,7 +168,7 @@ pub fn run(args: &Args, device: &DeviceArgs) -> Result<()> {
         let measured: Vec<&Measured> = answers.iter().map(|answers| &answers.splits[place]).collect();
         let values: Vec<_> = measured
             .iter()
-            .map(|measured| per_query(&measured.run, &split.qrels, args.relevance_level))
+            .map(|measured| per_judged_query(&measured.run, &split.qrels, args.relevance_level))
             .collect();
         let rows: Vec<Row> = names.iter().zip(&measured).zip(&values).map(row).collect();
         println!("{}", table(&format!("{}, {} documents", split.name, task.ranked_documents()), &rows));

@@ -4,7 +4,7 @@ use crate::evaluation::run::{Run, Values, per_query};
 use crate::evaluation::significance::{Measured, RESAMPLES, compare, find_baseline, table};
 use anyhow::{Result, bail};
 use clap::Args as ClapArgs;
-use models::beir::{BeirData, LenientQrels};
+use models::beir::{BeirData, Purpose, SplitQrels};
 use models::files::write_json;
 use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet};
@@ -42,8 +42,8 @@ pub fn run(args: &Args) -> Result<()> {
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
     let baseline = find_baseline(&names, args.baseline.as_deref())?;
     let data = BeirData::open(&args.data)?;
-    let LenientQrels { qrels, notes } = data.lenient_qrels(&args.split)?;
-    data.notes().iter().chain(&notes).for_each(|note| eprintln!("{note}"));
+    let SplitQrels { qrels, notes } = data.qrels(&args.split, Purpose::Measuring)?;
+    data.notes.iter().chain(&notes).for_each(|note| eprintln!("{note}"));
     let mut values: Vec<BTreeMap<String, Values>> = Vec::new();
     for file in &args.runs {
         let found = per_query(&Run::read_trec(file, &data)?, &qrels, args.relevance_level);

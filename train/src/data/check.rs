@@ -1,11 +1,11 @@
-//! The check of a BEIR folder: reads what it can, reports every fault with its line, and holds digests instead of texts
-//! (some 50 bytes a document or query, and as much for each judgement of a query that leaks).
+//! The check of a BEIR folder: reads what it can, reports everything it finds with its line, and holds digests instead of texts
+//! (some 60 bytes a document or query, 20 for each judgement of the split at hand, and 50 for each of a query that leaks).
 
 use super::findings::{Findings, Kind, Report, SplitCounts};
 use super::lines::{At, excerpt, for_each_raw_line};
 use super::text::{fingerprint, fingerprint_of_id};
 use anyhow::{Context, Result};
-use models::beir::Document;
+use models::beir::{self, Document, JUDGEMENT, JudgementLine};
 use models::prompt::{Part, Prompter, Truncation};
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
@@ -20,6 +20,8 @@ struct Text {
     line: usize,
     /// Fingerprint of the text; of the id where there is no text, for empty texts are not copies of each other.
     text: u64,
+    /// Fingerprint of all that is read of the line.
+    said: u64,
     /// Some split has a relevant document for it (queries only).
     relevant: bool,
 }
@@ -39,7 +41,7 @@ struct Judgement<'a> {
     line: usize,
     query: &'a str,
     document: &'a str,
-    gain: i64,
+    gain: u32,
 }
 
 /// Where a query was met first.
@@ -59,6 +61,7 @@ struct Check<'a> {
 
 /// Checks a folder; at most `examples` faults of each kind are told one by one. With a prompt, lengths are checked too.
 pub fn check(dir: &Path, prompter: Option<&Prompter>, examples: usize) -> Result<Report> {
+    beir::check_layout(dir)?;
     let findings = Findings::new(examples);
     let (documents, queries) = (Texts::new(), Texts::new());
     let mut check = Check { dir, prompter, findings, documents, queries };
@@ -102,25 +105,35 @@ impl Check<'_> {
             };
             let contents = if name == CORPUS { record.contents() } else { record.text.trim().to_owned() };
             let id = fingerprint_of_id(&record.id);
+            // Of a query nothing but the text is read.
+            let title = if name == CORPUS { record.title.as_str() } else { "" };
+            let said = fingerprint_of_id(&format!("{title}\n{}", record.text));
             let vacant = match by_id.entry(id) {
                 Entry::Occupied(first) => {
-                    let Text { line: first, .. } = first.get();
-                    findings.note(Kind::DuplicateId, name, Some(line), || {
-                        format!("id `{}` was used on line {first} already", excerpt(&record.id))
-                    });
+                    let Text { line: first, said: before, .. } = first.get();
+                    let id = excerpt(&record.id);
+                    if said == *before {
+                        findings.note(Kind::RepeatedLine, name, Some(line), || {
+                            format!("`{id}` is on line {first} already")
+                        });
+                    } else {
+                        findings.note(Kind::DuplicateId, name, Some(line), || {
+                            format!("id `{id}` was used on line {first} already, with another text")
+                        });
+                    }
                     return Ok(());
                 }
                 Entry::Vacant(vacant) => vacant,
             };
             if contents.is_empty() {
-                vacant.insert(Text { line, text: id, relevant: false });
+                vacant.insert(Text { line, text: id, said, relevant: false });
                 findings.note(Kind::EmptyText, name, Some(line), || {
                     format!("`{}` has no text", excerpt(&record.id))
                 });
                 return Ok(());
             }
             let text = fingerprint(&contents);
-            vacant.insert(Text { line, text, relevant: false });
+            vacant.insert(Text { line, text, said, relevant: false });
             if let Some(first) = by_text.get(&text) {
                 findings.note(Kind::DuplicateText, name, Some(line), || {
                     format!(
@@ -173,16 +186,14 @@ impl Check<'_> {
         let mut met: HashMap<u64, Met> = HashMap::new();
         for (number, split) in splits.iter().enumerate() {
             let (mut judgements, mut relevant, mut asked) = (0, 0, HashSet::new());
-            let mut reported = HashSet::new();
+            let (mut reported, mut gains) = (HashSet::new(), HashMap::new());
             let (documents, queries, findings) = (&self.documents, &mut self.queries, &mut self.findings);
             for_each_judgement(self.dir, split, |judgement| {
                 let Judgement { line, query, document, gain } = match judgement {
                     Ok(judgement) => judgement,
                     Err((line, found)) => {
                         findings.note(Kind::BrokenLine, &split.file, Some(line), || {
-                            format!(
-                                "found {found:?}, expected `query-id<TAB>corpus-id<TAB>score` with a whole number as score"
-                            )
+                            format!("found {found:?}, expected {JUDGEMENT}")
                         });
                         return;
                     }
@@ -190,6 +201,15 @@ impl Check<'_> {
                 judgements += 1;
                 let id = fingerprint_of_id(query);
                 asked.insert(id);
+                if let Some(before) = gains.insert((id, fingerprint_of_id(document)), gain) {
+                    let kind = if before == gain { Kind::RepeatedLine } else { Kind::ChangedJudgement };
+                    findings.note(kind, &split.file, Some(line), || {
+                        let (query, document) = (excerpt(query), excerpt(document));
+                        format!(
+                            "query `{query}` with document `{document}` had gain {before} before, here {gain}"
+                        )
+                    });
+                }
                 let known = documents.contains_key(&fingerprint_of_id(document));
                 if !known {
                     findings.note(Kind::UnknownId, &split.file, Some(line), || {
@@ -236,6 +256,9 @@ impl Check<'_> {
                 findings.note(Kind::Empty, &split.file, None, || {
                     format!("{judgements} judgements, none of them of a relevant document that exists")
                 });
+            }
+            if !beir::too_many(findings.total(Kind::UnknownId, &split.file), judgements) {
+                findings.excuse(Kind::UnknownId, &split.file);
             }
             let split = split.name.clone();
             leaked.counts.push(SplitCounts { split, queries: asked.len(), judgements });
@@ -292,18 +315,15 @@ fn for_each_judgement(
 ) -> Result<()> {
     for_each_raw_line(&dir.join(&split.file), |At { line, .. }, bytes| {
         let text = String::from_utf8_lossy(bytes);
-        let fields: Vec<&str> = text.split('\t').collect();
-        if line == 1 && fields.first() == Some(&"query-id") {
-            return Ok(());
-        }
-        let judgement = match fields[..] {
-            [query, document, gain] => {
-                let gain = gain.trim().parse().ok();
-                gain.map(|gain| Judgement { line, query, document, gain })
+        match JudgementLine::parse(&text, line) {
+            JudgementLine::Header => {}
+            JudgementLine::Judgement(judgement) => {
+                let gain = judgement.relevance();
+                let (query, document) = (judgement.query.as_ref(), judgement.document.as_ref());
+                each(Ok(Judgement { line, query, document, gain }));
             }
-            _ => None,
-        };
-        each(judgement.ok_or_else(|| (line, excerpt(&text))));
+            JudgementLine::Broken => each(Err((line, excerpt(&text)))),
+        }
         Ok(())
     })
 }

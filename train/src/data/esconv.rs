@@ -194,7 +194,7 @@ fn slug(title: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use models::beir::BeirData;
+    use models::beir::{BeirData, Purpose};
     use serde_json::{Value, json};
 
     fn conversation(i: usize) -> Value {
@@ -250,7 +250,7 @@ mod tests {
                 ),
             ]
         );
-        let qrels = data.qrels("train").unwrap();
+        let qrels = data.qrels("train", Purpose::Training).unwrap().qrels;
         let relevant: Vec<&str> =
             qrels.values().flat_map(|judged| judged.keys().map(String::as_str)).collect();
         assert_eq!(relevant, ["reflection-of-feelings", "question", "others"]);
@@ -266,7 +266,7 @@ mod tests {
         assert_eq!(made.repeated, 3);
         let data = BeirData::open(&dir.path().join("out")).unwrap();
         let conversations = |split: &str| -> HashSet<String> {
-            let qrels = data.qrels(split).unwrap();
+            let qrels = data.qrels(split, Purpose::Training).unwrap().qrels;
             qrels.keys().map(|id| id.split('-').next().unwrap().to_owned()).collect()
         };
         let [train, dev, test] = ["train", "dev", "test"].map(conversations);

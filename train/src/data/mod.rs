@@ -10,4 +10,4 @@ pub mod splits;
 mod text;
 pub mod writer;
 
-pub use findings::{Example, Finding, Kind, Report, SplitCounts};
+pub use findings::{Example, Finding, Kind, Report, Severity, SplitCounts};

@@ -251,7 +251,7 @@ fn known_document(writer: &BeirWriter, at: At, document: &str) -> Result<Id> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use models::beir::BeirData;
+    use models::beir::{BeirData, Purpose};
     use std::fs;
 
     const COLLECTION: &str =
@@ -285,11 +285,13 @@ mod tests {
 
         fn train(&self) -> Vec<(String, String, u32)> {
             let data = BeirData::open(&self.dir.path().join("out")).unwrap();
-            let rows = data.qrels("train").unwrap().into_iter().flat_map(|(query, judgements)| {
-                let mut judged: Vec<_> = judgements.into_iter().collect();
-                judged.sort();
-                judged.into_iter().map(move |(document, gain)| (query.clone(), document, gain))
-            });
+            let rows = data.qrels("train", Purpose::Training).unwrap().qrels.into_iter().flat_map(
+                |(query, judgements)| {
+                    let mut judged: Vec<_> = judgements.into_iter().collect();
+                    judged.sort();
+                    judged.into_iter().map(move |(document, gain)| (query.clone(), document, gain))
+                },
+            );
             rows.collect()
         }
     }
@@ -311,7 +313,7 @@ mod tests {
             assert_eq!((made.summary.documents, made.summary.queries), (3, 2));
             assert_eq!(case.train(), rows(&[("2", "p1", 0), ("2", "p2", 1), ("2", "p3", 0)]));
             let data = BeirData::open(&case.dir.path().join("out")).unwrap();
-            let dev = data.qrels("dev").unwrap();
+            let dev = data.qrels("dev", Purpose::Training).unwrap().qrels;
             assert_eq!((dev["1"]["p1"], dev["1"]["p3"]), (2, 0));
         }
         let strange = "too cold\tThe robot heats.\tThe robot makes light.\ntoo cold\tThe robot heats.\tThe robot sweeps.\n";

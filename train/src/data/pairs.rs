@@ -1,16 +1,21 @@
 //! Pairs and triplets of texts in JSON lines, as users of sentence-transformers, FlagEmbedding and Tevatron have them:
 //! ```json
 //! {"anchor": "…", "positive": "…", "negative": "…"}
-//! {"query": "…", "pos": ["…"], "neg": ["…", "…"]}
-//! {"query": "…", "positive_passages": [{"title": "…", "text": "…"}], "negative_passages": []}
+//! {"anchor": "…", "positive": "…", "negative_1": "…", "negative_2": "…", "scores": [0.9, 0.4, 0.3]}
 //! {"anchor": "…", "positive": "…", "label": 0}
-//! {"query": "…", "docs": ["…", "…"], "labels": [1, 0]}
+//! {"query": "…", "answer": ["…", "…"], "labels": [1, 0]}
+//! {"query": "…", "pos": ["…"], "neg": ["…", "…"], "pos_scores": [0.9], "neg_scores": [0.4, 0.3], "prompt": "…", "type": "…"}
+//! {"query_id": "…", "query": "…", "positive_passages": [{"docid": "…", "title": "…", "text": "…"}], "negative_passages": []}
 //! ```
 //! A text is one document (or query) however often it comes. Its negatives become judgements of gain 0.
 //!
-//! The last two are what sentence-transformers' `mine_hard_negatives` writes as `labeled-pair` and `labeled-list`: there the column
-//! of positives holds negatives too, and the label is the gain. With `output_scores=True` it writes similarities in place of the
-//! labels, which do not say what is relevant: such a line is refused. Scores beside positives and negatives are not read.
+//! The first four are what sentence-transformers' `mine_hard_negatives` writes (`triplet`, `n-tuple`, `labeled-pair`,
+//! `labeled-list`; it keeps the names of the two columns that it was given). In the labelled ones the column of positives holds
+//! negatives too, and the label is the gain. With `output_scores=True` it writes similarities in place of the labels, which do not
+//! say what is relevant: such a line is refused.
+//!
+//! Scores beside positives and negatives would be another teacher's; they are not read, and that is told. Neither are FlagEmbedding's
+//! `prompt` and `type`, because the prompt is the model's own.
 
 use super::lines::{At, excerpt, for_each_line};
 use super::splits::Shares;
@@ -23,99 +28,100 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use string_interner::Symbol;
 
+/// What an import made, and what of its lines was not read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Imported {
+    /// The folder.
+    pub summary: Summary,
+    /// Lines with scores beside positives and negatives.
+    pub scored: usize,
+    /// Documents without a text.
+    pub empty: usize,
+    /// Queries that no line gives a relevant document.
+    pub unanswered: usize,
+}
+
 /// One line, whatever its dialect.
 struct Example {
     query: String,
-    /// Documents with their gains.
-    judged: Vec<(Document, u32)>,
+    /// Documents with their gains; those without a text are none.
+    judged: Vec<(Option<Document>, u32)>,
     /// Whether it has scores that are not read.
     scored: bool,
 }
 
-/// What a line says about its documents besides naming them.
+/// What stands on a line, key by key.
 #[derive(Default)]
-struct Marks {
+struct Line {
+    /// Key and text.
+    query: Option<(String, String)>,
+    positives: Vec<Option<Document>>,
+    negatives: Vec<Option<Document>>,
+    /// Documents that only labels tell apart.
+    unnamed: Vec<Option<Document>>,
     /// `label` or `labels`: key and value.
     labels: Option<(String, Value)>,
-    /// `score` or `scores`: key and value.
-    scores: Option<(String, Value)>,
+    /// `score` or `scores`: the key.
+    scores: Option<String>,
     /// Other scores, of texts whose place says what they are.
-    others: bool,
+    placed_scores: bool,
+    /// Key of documents that are named by id.
+    ids: Option<String>,
 }
 
 /// Writes the folder; splits are drawn by query.
-pub fn import(from: &Path, out: &Path, shares: Shares, seed: u64) -> Result<Summary> {
+pub fn import(from: &Path, out: &Path, shares: Shares, seed: u64) -> Result<Imported> {
     let mut writer = BeirWriter::create(out)?;
-    let (mut judgements, mut scored) = (Judgements::default(), 0);
+    let (mut judgements, mut scored, mut empty) = (Judgements::default(), 0, 0);
     for_each_line(from, |at, line| {
         let example = parse(at, line)?;
         scored += usize::from(example.scored);
+        empty += example.judged.iter().filter(|(document, _)| document.is_none()).count();
+        let judged: Vec<(Document, u32)> =
+            example.judged.into_iter().filter_map(|(document, gain)| Some((document?, gain))).collect();
+        if judged.is_empty() {
+            return Ok(());
+        }
         let id = digest_id("q", &example.query);
         let (query, _) = writer.query(&Query { id, text: example.query })?;
-        for (document, gain) in example.judged {
+        for (document, gain) in judged {
             let (document, _) = writer.document(&document)?;
             judgements.push(query, document, gain);
         }
         Ok(())
     })?;
-    if scored > 0 {
-        eprintln!(
-            "{}: {scored} lines have scores, which are not read: `train distill` asks its own teacher",
-            from.display()
-        );
-    }
     if judgements.is_empty() {
         bail!("{}: holds no pairs", from.display());
     }
     let split_of = shares.assign(writer.announced(), "queries", seed)?;
     let mut splits: BTreeMap<String, Judgements> = BTreeMap::new();
     judgements.compact();
+    let of_queries = judgements.rows().chunk_by(|a, b| a.0 == b.0);
+    let unanswered = of_queries.filter(|rows| rows.iter().all(|(_, _, gain)| *gain == 0)).count();
+    if unanswered == writer.announced() {
+        bail!("{}: no document is relevant to any query; are the labels right?", from.display());
+    }
     for (query, document, gain) in judgements.rows() {
         let split = split_of[query.to_usize()];
         splits.entry(split.to_owned()).or_default().push(*query, *document, *gain);
     }
-    writer.finish(splits)
+    Ok(Imported { summary: writer.finish(splits)?, scored, empty, unanswered })
 }
 
 fn parse(at: At, line: &str) -> Result<Example> {
     let object: Map<String, Value> =
         serde_json::from_str(line).map_err(|error| anyhow!("{at}: not a JSON object: {error}"))?;
-    let (mut query, mut positives, mut negatives) = (None, Vec::new(), Vec::new());
-    // Documents that only labels tell apart, and how many texts stand under a key of positives.
-    let (mut unnamed, mut marks) = (Vec::new(), Marks::default());
-    for (key, value) in object {
-        match key.as_str() {
-            "query" | "anchor" => match (value, &query) {
-                (Value::String(text), None) if !text.trim().is_empty() => query = Some(text),
-                (Value::String(_), None) => bail!("{at}: `{key}` is empty"),
-                (_, Some(_)) => bail!("{at}: holds both `query` and `anchor`, expected one of them"),
-                (value, None) => bail!("{at}: `{key}` is {}, expected a text", kind(&value)),
-            },
-            "positive" | "pos" | "positives" | "positive_passages" => {
-                passages(at, &key, value, &mut positives)?;
-            }
-            "negative" | "neg" | "negatives" | "negative_passages" => {
-                passages(at, &key, value, &mut negatives)?;
-            }
-            // `negative_1` to `negative_n`: n-tuples of sentence-transformers.
-            _ if key.strip_prefix("negative_").is_some_and(|n| n.parse::<u32>().is_ok()) => {
-                passages(at, &key, value, &mut negatives)?;
-            }
-            "docs" | "document" | "documents" | "passage" | "passages" => {
-                passages(at, &key, value, &mut unnamed)?;
-            }
-            "label" | "labels" if !value.is_null() => {
-                if let Some((other, _)) = marks.labels.replace((key.clone(), value)) {
-                    bail!("{at}: holds both `{other}` and `{key}`, expected one of them");
-                }
-            }
-            "score" | "scores" if !value.is_null() => marks.scores = Some((key, value)),
-            "pos_scores" | "neg_scores" if !value.is_null() => marks.others = true,
-            _ => {}
-        }
-    }
-    let Some(query) = query else { bail!("{at}: holds no query; expected the key `query` or `anchor`") };
-    if let Some((key, value)) = marks.labels {
+    let keys: Vec<String> = object.keys().map(|key| format!("`{key}`")).collect();
+    let line = Line::read(at, object)?;
+    let Some((_, query)) = line.query else {
+        bail!(
+            "{at}: holds no query; found {}, expected the key `query`, `anchor` or `question`",
+            keys.join(", ")
+        );
+    };
+    let Line { mut positives, negatives, mut unnamed, labels, scores, placed_scores, ids, .. } = line;
+    let scored = placed_scores || scores.is_some();
+    if let Some((key, value)) = labels {
         if !negatives.is_empty() {
             bail!(
                 "{at}: holds both negatives and `{key}`, expected one of them: which documents are relevant?"
@@ -123,19 +129,21 @@ fn parse(at: At, line: &str) -> Result<Example> {
         }
         positives.append(&mut unnamed);
         let gains = gains(at, &key, &value, positives.len())?;
-        let judged = positives.into_iter().zip(gains).collect();
-        return Ok(Example { query, judged, scored: marks.others || marks.scores.is_some() });
+        return Ok(Example { query, judged: positives.into_iter().zip(gains).collect(), scored });
     }
-    let several = positives.len() > 1;
-    if let Some((key, value)) = &marks.scores
+    if let Some(key) = scores
         && negatives.is_empty()
-        && !positives.is_empty()
-        && value.is_array() == several
     {
         bail!(
             "{at}: `{key}` says how similar the documents are, not which are relevant (mine_hard_negatives with \
              output_scores=True writes negatives beside positives); write the pairs with `label` instead, or leave `{key}` \
              out where all are relevant"
+        );
+    }
+    if let Some(key) = ids {
+        bail!(
+            "{at}: `{key}` names documents by their ids, expected their texts, as Tevatron's `positive_passages` and \
+             `negative_passages` have them"
         );
     }
     if positives.is_empty() && !unnamed.is_empty() {
@@ -145,14 +153,68 @@ fn parse(at: At, line: &str) -> Result<Example> {
     }
     if positives.is_empty() {
         bail!(
-            "{at}: holds no positive for {:?}; expected `positive`, `pos`, `positives` or `positive_passages` with a \
+            "{at}: holds no positive for {:?}; expected `positive`, `pos`, `positives`, `positive_passages` or `answer` with a \
              text or a list of texts",
             excerpt(&query)
         );
     }
     let relevant = positives.into_iter().map(|document| (document, 1));
     let judged = relevant.chain(negatives.into_iter().map(|document| (document, 0))).collect();
-    Ok(Example { query, judged, scored: marks.others || marks.scores.is_some() })
+    Ok(Example { query, judged, scored })
+}
+
+impl Line {
+    fn read(at: At, object: Map<String, Value>) -> Result<Self> {
+        let mut line = Self::default();
+        // Beside passages the answer to a question is not a passage.
+        let others = ["positive", "pos", "positives", "positive_passages", "docs", "documents", "passages"];
+        let has_passages = others.iter().any(|key| object.contains_key(*key));
+        for (key, value) in object {
+            match key.as_str() {
+                "query" | "anchor" | "question" => line.set_query(at, key, value)?,
+                "positive" | "pos" | "positives" | "positive_passages" => {
+                    passages(at, &key, value, &mut line.positives)?;
+                }
+                "answer" if !has_passages => passages(at, &key, value, &mut line.positives)?,
+                "negative" | "neg" | "negatives" | "negative_passages" => {
+                    passages(at, &key, value, &mut line.negatives)?;
+                }
+                // `negative_1` to `negative_n`: n-tuples of sentence-transformers.
+                _ if key.strip_prefix("negative_").is_some_and(|n| n.parse::<u32>().is_ok()) => {
+                    passages(at, &key, value, &mut line.negatives)?;
+                }
+                "docs" | "document" | "documents" | "passage" | "passages" => {
+                    passages(at, &key, value, &mut line.unnamed)?;
+                }
+                "label" | "labels" if !value.is_null() => {
+                    if let Some((other, _)) = line.labels.replace((key.clone(), value)) {
+                        bail!("{at}: holds both `{other}` and `{key}`, expected one of them");
+                    }
+                }
+                "score" | "scores" if !value.is_null() => line.scores = Some(key),
+                "pos_scores" | "neg_scores" if !value.is_null() => line.placed_scores = true,
+                // Tevatron's newer format: ids of documents, and `query_text`.
+                "positive_document_ids" => line.ids = Some(key),
+                "query_text" if line.query.is_none() && value.is_string() => {
+                    line.set_query(at, key, value)?;
+                }
+                _ => {}
+            }
+        }
+        Ok(line)
+    }
+
+    fn set_query(&mut self, at: At, key: String, value: Value) -> Result<()> {
+        if let Some((other, _)) = &self.query {
+            bail!("{at}: holds both `{other}` and `{key}`, expected one of them");
+        }
+        match value {
+            Value::String(text) if !text.trim().is_empty() => self.query = Some((key, text)),
+            Value::String(_) => bail!("{at}: `{key}` is empty"),
+            value => bail!("{at}: `{key}` is {}, expected a text", kind(&value)),
+        }
+        Ok(())
+    }
 }
 
 /// Gains from one label for each of `documents` texts: whole numbers (below 1: not relevant), true and false.
@@ -175,8 +237,8 @@ fn gains(at: At, key: &str, value: &Value, documents: usize) -> Result<Vec<u32>>
     labels.iter().map(gain).collect()
 }
 
-/// A text, a list of texts, or passages with `title` and `text`; null counts as none.
-fn passages(at: At, key: &str, value: Value, into: &mut Vec<Document>) -> Result<()> {
+/// A text, a list of texts, or passages with `title` and `text`; null counts as none, and an empty text keeps its place.
+fn passages(at: At, key: &str, value: Value, into: &mut Vec<Option<Document>>) -> Result<()> {
     let values = match value {
         Value::Array(values) => values,
         Value::Null => return Ok(()),
@@ -199,11 +261,8 @@ fn passages(at: At, key: &str, value: Value, into: &mut Vec<Document>) -> Result
         };
         let mut document = Document { id: String::new(), title, text };
         let contents = document.contents();
-        if contents.is_empty() {
-            bail!("{at}: `{key}` holds an empty text");
-        }
         document.id = digest_id("d", &contents);
-        into.push(document);
+        into.push((!contents.is_empty()).then_some(document));
     }
     Ok(())
 }
@@ -222,10 +281,10 @@ fn kind(value: &Value) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use models::beir::BeirData;
+    use models::beir::{BeirData, Purpose};
     use std::fs;
 
-    fn imported(lines: &str, dev: f64) -> (tempfile::TempDir, Result<Summary>) {
+    fn imported(lines: &str, dev: f64) -> (tempfile::TempDir, Result<Imported>) {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("pairs.jsonl"), lines).unwrap();
         let shares = Shares::new(dev, 0.0).unwrap();
@@ -243,7 +302,7 @@ mod tests {
 {"anchor": "dark", "positive": "lamp", "negative_1": "mop", "negative_2": "broom", "negative_mean": "x"}
 "#;
         let (dir, made) = imported(lines, 0.0);
-        let made = made.unwrap();
+        let made = made.unwrap().summary;
         assert_eq!((made.documents, made.queries), (5, 4));
         assert_eq!(made.splits, [("train".to_owned(), [4, 5, 5])]);
         assert!(
@@ -251,7 +310,7 @@ mod tests {
             "{made}"
         );
         let data = BeirData::open(&dir.path().join("out")).unwrap();
-        let qrels = data.qrels("train").unwrap();
+        let qrels = data.qrels("train", Purpose::Training).unwrap().qrels;
         let judged = |query: &str| {
             let id = &data.queries.iter().find(|q| q.text == query).unwrap().id;
             let mut judged: Vec<(String, u32)> = qrels[id]
@@ -271,35 +330,141 @@ mod tests {
         assert_eq!(judged("dark"), expected(&[("broom", 0), ("lamp", 1), ("mop", 0)]));
     }
 
-    /// The column of positives holds negatives too: without its labels a model learns every mined negative as the answer. Where
-    /// only similarities were written, nobody can tell, and nothing is made.
+    /// Gains by query and document, as texts.
+    fn judged(dir: &Path) -> BTreeMap<String, BTreeMap<String, u32>> {
+        let data = BeirData::open(&dir.join("out")).unwrap();
+        let mut judged: BTreeMap<String, BTreeMap<String, u32>> = BTreeMap::new();
+        for (query, gains) in data.qrels("train", Purpose::Training).unwrap().qrels {
+            let query = data.queries[data.query_index[&query]].text.clone();
+            let of_query = judged.entry(query).or_default();
+            of_query.extend(
+                gains.iter().map(|(id, gain)| (data.documents[data.document_index[id]].contents(), *gain)),
+            );
+        }
+        judged
+    }
+
+    /// The column of positives holds negatives too: without its labels a model learns every mined negative as the answer. Scores
+    /// beside texts whose place says what they are change nothing. The lines are what sentence-transformers 6.2 (the same since
+    /// 5.1), FlagEmbedding 1.4 and Tevatron write.
     #[test]
-    fn labels_are_gains_and_similarities_are_none() {
-        let lines = r#"{"anchor": "coffee!", "positive": "sponge", "label": 1}
-{"anchor": "coffee!", "positive": "lamp", "label": 0}
-{"query": "dusk", "docs": ["lamp", "sponge", "candle"], "labels": [2, 0.0, true]}
-{"query": "cold", "positive": ["blanket", "mop"], "labels": [1, -1]}
-{"query": "dark", "pos": ["lamp"], "neg": ["mop"], "pos_scores": [0.9], "neg_scores": [0.2]}
-{"anchor": "wet", "positive": "mop", "negative_1": "lamp", "scores": [0.8, 0.1]}
-{"anchor": "hot", "positive": "fan", "negative": "blanket", "label": null}
+    fn every_shape_that_miners_write_has_its_gains() {
+        const MOP: &str = "Mop the hall.";
+        const LAMP: &str = "Light the lamp.";
+        const FAN: &str = "Turn on the fan.";
+        let of =
+            |gains: &[(&str, u32)]| gains.iter().map(|(text, gain)| ((*text).to_owned(), *gain)).collect();
+        for (shape, line, gains, scored) in [
+            (
+                "triplet",
+                r#"{"anchor": "q", "positive": "MOP", "negative": "LAMP"}"#,
+                &[(MOP, 1), (LAMP, 0)][..],
+                0,
+            ),
+            (
+                "triplet, scores",
+                r#"{"anchor": "q", "positive": "MOP", "negative": "LAMP", "scores": [0.8, 0.3]}"#,
+                &[(MOP, 1), (LAMP, 0)],
+                1,
+            ),
+            (
+                "n-tuple",
+                r#"{"question": "q", "answer": "MOP", "negative_1": "LAMP", "negative_2": "FAN"}"#,
+                &[(MOP, 1), (LAMP, 0), (FAN, 0)],
+                0,
+            ),
+            (
+                "n-tuple, scores",
+                r#"{"query": "q", "answer": "MOP", "negative_1": "LAMP", "scores": [0.8, 0.3]}"#,
+                &[(MOP, 1), (LAMP, 0)],
+                1,
+            ),
+            (
+                "labeled-pair",
+                "{\"query\": \"q\", \"answer\": \"MOP\", \"label\": 1}\n{\"query\": \"q\", \"answer\": \"LAMP\", \"label\": 0}",
+                &[(MOP, 1), (LAMP, 0)],
+                0,
+            ),
+            (
+                "labeled-list",
+                r#"{"anchor": "q", "positive": ["MOP", "LAMP", "FAN"], "labels": [1, 0, 0]}"#,
+                &[(MOP, 1), (LAMP, 0), (FAN, 0)],
+                0,
+            ),
+            (
+                "graded list",
+                r#"{"query": "q", "docs": ["MOP", "LAMP", "FAN"], "labels": [2, 0.0, true]}"#,
+                &[(MOP, 2), (LAMP, 0), (FAN, 1)],
+                0,
+            ),
+            (
+                "negative label",
+                r#"{"query": "q", "passages": ["MOP", "LAMP"], "labels": [1, -1]}"#,
+                &[(MOP, 1), (LAMP, 0)],
+                0,
+            ),
+            ("pair", r#"{"anchor": "q", "positive": "MOP"}"#, &[(MOP, 1)], 0),
+            (
+                "no label",
+                r#"{"anchor": "q", "positive": "MOP", "negative": "LAMP", "label": null, "score": null}"#,
+                &[(MOP, 1), (LAMP, 0)],
+                0,
+            ),
+            (
+                "FlagEmbedding",
+                r#"{"query": "q", "pos": ["MOP"], "neg": ["LAMP", "FAN"], "pos_scores": [0.9], "neg_scores": [0.7, 0.1], "prompt": "Represent this sentence", "type": "normal"}"#,
+                &[(MOP, 1), (LAMP, 0), (FAN, 0)],
+                1,
+            ),
+            (
+                "FlagEmbedding, no scores",
+                r#"{"query": "q", "pos": ["MOP", "FAN"], "neg": [], "pos_scores": null, "neg_scores": null, "type": "symmetric_sts"}"#,
+                &[(MOP, 1), (FAN, 1)],
+                0,
+            ),
+            (
+                "Tevatron",
+                r#"{"query_id": "7", "query": "q", "answers": ["yes"], "answer": "yes", "positive_passages": [{"docid": "1", "title": "", "text": "MOP"}], "negative_passages": [{"docid": "2", "text": "LAMP"}]}"#,
+                &[(MOP, 1), (LAMP, 0)],
+                0,
+            ),
+        ] {
+            let line = line.replace("MOP", MOP).replace("LAMP", LAMP).replace("FAN", FAN);
+            let (dir, made) = imported(&line, 0.0);
+            let made = made.expect(shape);
+            assert_eq!(judged(dir.path()), BTreeMap::from([("q".to_owned(), of(gains))]), "{shape}");
+            assert_eq!((made.scored, made.empty, made.unanswered), (scored, 0, 0), "{shape}");
+        }
+    }
+
+    /// A text that is missing, or a query that has only negatives, is no reason to refuse a million lines; but it is counted.
+    #[test]
+    fn what_teaches_nothing_is_counted() {
+        let lines = r#"{"query": "wet", "pos": ["mop", ""], "neg": [" ", "lamp"]}
+{"query": "dim", "docs": ["", "lamp", "mop"], "labels": [0, 1, 0]}
+{"query": "hot", "positive": "", "negative": "lamp"}
+{"query": "lone", "positive": " "}
 "#;
         let (dir, made) = imported(lines, 0.0);
-        made.unwrap();
-        let data = BeirData::open(&dir.path().join("out")).unwrap();
-        let qrels = data.qrels("train").unwrap();
-        let gain = |query: &str, document: &str| {
-            let query = &data.queries.iter().find(|q| q.text == query).unwrap().id;
-            let document = &data.documents.iter().find(|d| d.text == document).unwrap().id;
-            qrels[query][document]
-        };
-        let coffee = ["sponge", "lamp"].map(|document| gain("coffee!", document));
-        let dusk = ["lamp", "sponge", "candle"].map(|document| gain("dusk", document));
-        assert_eq!((coffee, dusk), ([1, 0], [2, 0, 1]));
-        assert_eq!((gain("cold", "blanket"), gain("cold", "mop")), (1, 0));
-        assert_eq!((gain("dark", "lamp"), gain("dark", "mop"), gain("wet", "lamp")), (1, 0, 0));
+        let made = made.unwrap();
+        assert_eq!((made.empty, made.unanswered, made.summary.queries), (5, 1, 3));
+        let judged = judged(dir.path());
+        let gains =
+            |query: &str| judged[query].iter().map(|(text, gain)| (text.as_str(), *gain)).collect::<Vec<_>>();
+        assert_eq!(gains("wet"), [("lamp", 0), ("mop", 1)]);
+        assert_eq!(gains("dim"), [("lamp", 1), ("mop", 0)]);
+        assert_eq!(gains("hot"), [("lamp", 0)]);
+        let none = imported(r#"{"query": "wet", "docs": ["mop", "lamp"], "labels": [0, 0]}"#, 0.0).1;
+        assert!(none.unwrap_err().to_string().contains("no document is relevant to any query"));
+    }
+
+    /// Where only similarities or ids were written, nobody can tell what is relevant: nothing is made.
+    #[test]
+    fn lines_that_do_not_say_what_is_relevant_are_refused() {
         for (bad, words) in [
             (r#"{"anchor": "a", "positive": "b", "score": 0.31}"#, "`score` says how similar"),
             (r#"{"anchor": "a", "positive": ["b", "c"], "scores": [0.9, 0.3]}"#, "`scores` says how similar"),
+            (r#"{"query": "a", "answer": ["b"], "scores": [0.9]}"#, "`scores` says how similar"),
             (r#"{"query": "a", "docs": ["b", "c"], "labels": [1]}"#, "`labels` has 1 labels for 2 documents"),
             (r#"{"query": "a", "docs": ["b"]}"#, "documents and no label"),
             (
@@ -309,6 +474,14 @@ mod tests {
             (r#"{"query": "a", "positive": "b", "label": "yes"}"#, "`label` holds a text"),
             (r#"{"query": "a", "pos": "b", "neg": "c", "label": 1}"#, "both negatives and `label`"),
             (r#"{"query": "a", "pos": "b", "label": 1, "labels": [1]}"#, "both `label` and `labels`"),
+            (
+                r#"{"query_id": "1", "query_text": "a", "positive_document_ids": ["7"], "negative_document_ids": []}"#,
+                "`positive_document_ids` names documents by their ids, expected their texts",
+            ),
+            (
+                r#"{"sentence1": "a", "sentence2": "b", "score": 0.4}"#,
+                "holds no query; found `sentence1`, `sentence2`, `score`, expected the key `query`",
+            ),
         ] {
             let message = imported(bad, 0.0).1.unwrap_err().to_string();
             assert!(
@@ -326,11 +499,14 @@ mod tests {
             .collect();
         let (dir, made) = imported(&lines, 0.25);
         assert_eq!(
-            made.unwrap().splits,
+            made.unwrap().summary.splits,
             [("dev".to_owned(), [5, 10, 10]), ("train".to_owned(), [15, 30, 30])]
         );
         let data = BeirData::open(&dir.path().join("out")).unwrap();
-        let (train, dev) = (data.qrels("train").unwrap(), data.qrels("dev").unwrap());
+        let (train, dev) = (
+            data.qrels("train", Purpose::Training).unwrap().qrels,
+            data.qrels("dev", Purpose::Training).unwrap().qrels,
+        );
         assert!(train.keys().all(|query| !dev.contains_key(query)));
     }
 
@@ -341,7 +517,10 @@ mod tests {
         for (bad, words) in [
             ("{oops", "pairs.jsonl:3: not a JSON object"),
             ("[1, 2]", "pairs.jsonl:3: not a JSON object"),
-            (r#"{"pos": "b"}"#, "holds no query; expected the key `query` or `anchor`"),
+            (
+                r#"{"pos": "b"}"#,
+                "holds no query; found `pos`, expected the key `query`, `anchor` or `question`",
+            ),
             (r#"{"query": "", "pos": "b"}"#, "`query` is empty"),
             (r#"{"query": 4, "pos": "b"}"#, "`query` is a number, expected a text"),
             (r#"{"query": "a", "anchor": "b", "pos": "b"}"#, "both `query` and `anchor`"),
@@ -351,7 +530,6 @@ mod tests {
                 r#"{"query": "a", "pos": ["b", 5]}"#,
                 "`pos` holds a number, expected a text or a list of texts",
             ),
-            (r#"{"query": "a", "pos": "b", "neg": " "}"#, "`neg` holds an empty text"),
             (r#"{"query": "a", "pos": [{"text": 1}]}"#, "`text` in `pos` is a number"),
         ] {
             let (dir, made) = imported(&format!("{good}\n\n{bad}\n"), 0.0);

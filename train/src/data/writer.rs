@@ -2,7 +2,7 @@
 //! when it is whole.
 
 use anyhow::{Context, Result};
-use models::beir::{Document, Query};
+use models::beir::{Document, Query, quoted};
 use models::files::{StagedDir, write_atomic};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -181,7 +181,7 @@ impl BeirWriter {
                 for (query, document, gain) in judgements.rows() {
                     let query = self.query_ids.resolve(*query).unwrap_or_default();
                     let document = self.document_ids.resolve(*document).unwrap_or_default();
-                    writeln!(file, "{query}\t{document}\t{gain}")?;
+                    writeln!(file, "{}\t{}\t{gain}", quoted(query), quoted(document))?;
                 }
                 Ok(())
             })?;

@@ -161,7 +161,7 @@ mod tests {
             queries: Vec::new(),
             document_index: HashMap::new(),
             query_index: HashMap::new(),
-            empty_documents: Vec::new(),
+            ..BeirData::default()
         }
     }
 

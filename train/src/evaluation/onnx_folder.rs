@@ -171,6 +171,9 @@ mod tests {
             );
             assert_eq!(configured_pooling(folder).unwrap(), pooling);
         }
+        // Converted by hand, a folder may hold both; sentence-transformers takes the word.
+        write("1_Pooling/config.json", json!({"pooling_mode": "cls", "pooling_mode_mean_tokens": true}));
+        assert_eq!(configured_pooling(folder).unwrap(), Pooling::Cls);
         write("1_Pooling/config.json", json!({"pooling_mode": ["mean", "max"]}));
         assert!(configured_pooling(folder).unwrap_err().to_string().contains("`mean` and `max`"));
         write("1_Pooling/config.json", json!({"pooling_mode": ["mean"]}));

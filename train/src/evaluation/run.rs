@@ -111,8 +111,9 @@ impl Run {
 }
 
 /// Metrics of each of the run's queries that somebody judged; where nothing was judged to be relevant they are 0, as in
-/// trec_eval. What has a gain of at least `level` is relevant (trec_eval's `-l`); nDCG's gains do not depend on it. A document with its query's id is passed over, as BEIR's
-/// evaluation does (in its ArguAna and Quora every query is a document), unless somebody judged it.
+/// trec_eval. What has a gain of at least `level` is relevant (trec_eval's `-l`); nDCG's gains do not depend on it. A document
+/// with its query's id is passed over, as BEIR's evaluation does (in its ArguAna and Quora every query is a document), unless
+/// somebody judged it.
 pub fn per_query(run: &Run, qrels: &Qrels, level: u32) -> BTreeMap<String, Values> {
     let measured = run.ranked().filter_map(|(query, ranked)| {
         let judgements = qrels.get(query)?;
@@ -121,6 +122,14 @@ pub fn per_query(run: &Run, qrels: &Qrels, level: u32) -> BTreeMap<String, Value
         Some((query.to_owned(), values(&ranked, judgements, level)))
     });
     measured.collect()
+}
+
+/// The same for all judged queries: those that the run lacks count 0 in every metric (trec_eval's `-c`).
+pub fn per_judged_query(run: &Run, qrels: &Qrels, level: u32) -> BTreeMap<String, Values> {
+    let mut values: BTreeMap<String, Values> =
+        qrels.keys().map(|query| (query.clone(), Values::default())).collect();
+    values.extend(per_query(run, qrels, level));
+    values
 }
 
 /// Whether a document is the query, put into the corpus as well.
@@ -162,6 +171,7 @@ pub fn measure(run: &Run, qrels: &Qrels) -> Metrics {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use models::beir::Judgement;
     use std::fs;
 
     fn run(results: &[(&str, &str, f32)]) -> Run {
@@ -190,17 +200,22 @@ mod tests {
         assert_eq!(fs::read_to_string(file).unwrap(), "q1 Q0 a 1 2 x\nq2 Q0 a 1 3 x\n");
     }
 
-    /// Graded, negative, tied, lost and unjudged, query by query and in the mean, as trec_eval has them: numbers that differ from
-    /// everybody else's cannot stand beside them. A query of which nothing is relevant counts as 0 instead of raising the mean.
+    /// Graded, negative, tied, lost, unjudged and missing, query by query and in the mean, as trec_eval has them: numbers that
+    /// differ from everybody else's cannot stand beside them. A query of which nothing is relevant, or that a system did not
+    /// answer, counts as 0 instead of raising the mean. Made by `tests/golden/make_metrics.py`.
     #[test]
     fn metrics_are_those_of_pytrec_eval() {
         let golden: serde_json::Value =
-            serde_json::from_str(include_str!("golden/pytrec_eval.json")).unwrap();
+            serde_json::from_str(include_str!("../../../tests/golden/metrics.json")).unwrap();
         let mut qrels = Qrels::new();
         for (query, judged) in golden["qrels"].as_object().unwrap() {
             let gains = judged.as_object().unwrap().iter();
-            let gains = gains.map(|(id, gain)| (id.clone(), gain.as_i64().unwrap().max(0) as u32));
-            qrels.insert(query.clone(), gains.collect());
+            let judgement = |(document, gain): (&String, &serde_json::Value)| {
+                let (query, document) = (query.as_str().into(), document.as_str().into());
+                let judgement = Judgement { query, document, gain: gain.as_i64().unwrap() };
+                (judgement.document.to_string(), judgement.relevance())
+            };
+            qrels.insert(query.clone(), gains.map(judgement).collect());
         }
         let mut run = Run::default();
         for (query, scores) in golden["run"].as_object().unwrap() {
@@ -209,12 +224,17 @@ mod tests {
             }
         }
         for (level, expected) in golden["expected"].as_object().unwrap() {
-            let found = per_query(&run, &qrels, level.parse().unwrap());
-            let expected = expected.as_object().unwrap();
-            assert_eq!(found.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>());
-            for (query, values) in expected {
-                for (name, found) in COLUMNS.iter().zip(found[query]) {
-                    let expected = values[*name].as_f64().unwrap();
+            let level_number = level.parse().unwrap();
+            let found = per_query(&run, &qrels, level_number);
+            let queries = expected["queries"].as_object().unwrap();
+            assert_eq!(found.keys().collect::<Vec<_>>(), queries.keys().collect::<Vec<_>>());
+            let means = means(per_judged_query(&run, &qrels, level_number).values());
+            let found = found.iter().map(|(query, values)| (query.as_str(), *values));
+            let of_means = COLUMNS.map(|name| means[name]);
+            for (query, values) in found.chain([("mean", of_means)]) {
+                let expected = queries.get(query).unwrap_or(&expected["means"]);
+                for (name, found) in COLUMNS.iter().zip(values) {
+                    let expected = expected[*name].as_f64().unwrap();
                     assert!(
                         (found - expected).abs() < 1e-9,
                         "{query}, level {level}, {name}: {found}, {expected}"

@@ -3,7 +3,7 @@
 use super::run::is_itself;
 use crate::sampling::{draw, rng};
 use anyhow::Result;
-use models::beir::{BeirData, Document, LenientQrels, Qrels};
+use models::beir::{BeirData, Document, Purpose, Qrels, SplitQrels};
 use models::metrics::Judgements;
 use rand::seq::SliceRandom;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
@@ -70,7 +70,7 @@ impl<'a> Task<'a> {
     /// Reads the splits' judgements.
     pub fn new(data: &'a BeirData, splits: &[String], config: TaskConfig) -> Result<Self> {
         let splits = splits.iter().map(|name| {
-            let LenientQrels { qrels, notes } = data.lenient_qrels(name)?;
+            let SplitQrels { qrels, notes } = data.qrels(name, Purpose::Measuring)?;
             notes.iter().for_each(|note| eprintln!("{note}"));
             let qrels = sampled(qrels, config);
             let pools = pools(data, &qrels, config);
@@ -106,10 +106,10 @@ impl<'a> Task<'a> {
         places
     }
 
-    /// Places of the documents that are relevant to a query.
+    /// Places of the documents that are relevant to a query, as far as the corpus has them.
     pub fn relevant(&self, asked: &Asked) -> HashSet<usize> {
-        let judgements = self.splits[asked.split].qrels.get(asked.id).into_iter().flatten();
-        judgements.filter(|(_, gain)| **gain > 0).map(|(id, _)| self.data.document_index[id]).collect()
+        let judgements = self.splits[asked.split].qrels.get(asked.id);
+        judgements.into_iter().flat_map(|judgements| relevant(self.data, judgements)).collect()
     }
 
     /// How many documents each query's systems rank.
@@ -120,8 +120,6 @@ impl<'a> Task<'a> {
 }
 
 fn sampled(mut qrels: Qrels, config: TaskConfig) -> Qrels {
-    // Queries without a relevant document measure nothing.
-    qrels.retain(|_, judgements| judgements.values().any(|gain| *gain > 0));
     if config.sample > 0 && config.sample < qrels.len() {
         let mut ids: Vec<String> = qrels.keys().cloned().collect();
         ids.shuffle(&mut rng(config.seed, "sample", 0));
@@ -139,12 +137,56 @@ fn pools(data: &BeirData, qrels: &Qrels, config: TaskConfig) -> BTreeMap<String,
     }
     let all: Vec<usize> = (0..data.documents.len()).collect();
     let pool = |(query, judgements): (&String, &Judgements)| {
-        let relevant = judgements.iter().filter(|(_, gain)| **gain > 0);
-        let mut chosen: BTreeSet<usize> = relevant.map(|(id, _)| data.document_index[id]).collect();
+        let mut chosen: BTreeSet<usize> = relevant(data, judgements).collect();
         let missing = config.pool.saturating_sub(chosen.len());
         let mut rng = rng(config.seed, "pool", data.query_index[query] as u64);
         chosen.extend(draw(&all, missing, &chosen, &mut rng));
         (query.clone(), chosen)
     };
     qrels.iter().map(pool).collect()
+}
+
+/// Places of the documents that are judged to be relevant; those that the corpus lacks have none.
+fn relevant(data: &BeirData, judgements: &Judgements) -> impl Iterator<Item = usize> {
+    let relevant = judgements.iter().filter(|(_, gain)| **gain > 0);
+    relevant.filter_map(|(id, _)| data.document_index.get(id).copied())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    fn open(dir: &std::path::Path, qrels: &str) -> BeirData {
+        fs::create_dir(dir.join("qrels")).unwrap();
+        let documents = ["lamp", "mop", "rake", "oven", "vase"];
+        let corpus = documents.map(|id| format!("{{\"_id\":\"{id}\",\"text\":\"use the {id}\"}}\n")).concat();
+        let queries =
+            ["a", "b", "c"].map(|id| format!("{{\"_id\":\"{id}\",\"text\":\"need {id}\"}}\n")).concat();
+        fs::write(dir.join("corpus.jsonl"), corpus).unwrap();
+        fs::write(dir.join("queries.jsonl"), queries).unwrap();
+        fs::write(dir.join("qrels/test.tsv"), qrels).unwrap();
+        BeirData::open(dir).unwrap()
+    }
+
+    /// ArguAna judges documents that its corpus lacks, and some queries have no right answer at all: a pool must be drawn for both,
+    /// and both count in the mean, as trec_eval counts them.
+    #[test]
+    fn queries_whose_answers_are_missing_are_asked_all_the_same() {
+        let dir = tempfile::tempdir().unwrap();
+        let data = open(dir.path(), "a\tlamp\t1\na\tgone\t1\nb\tgone\t2\nc\tmop\t0\n");
+        let config = TaskConfig { sample: 0, pool: 3, depth: 10, seed: 7 };
+        let task = Task::new(&data, &["test".to_owned()], config).unwrap();
+        let asked = task.asked();
+        assert_eq!(asked.iter().map(|asked| asked.id).collect::<Vec<_>>(), ["a", "b", "c"]);
+        for (asked, relevant) in asked.iter().zip([vec![0], vec![], vec![]]) {
+            assert_eq!(task.relevant(asked), HashSet::from_iter(relevant));
+            assert_eq!((0..5).filter(|document| asked.ranks(*document)).count(), 3, "{asked:?}");
+        }
+        assert!(asked[0].ranks(0));
+        assert_eq!(
+            Task::new(&data, &["test".to_owned()], TaskConfig { sample: 2, ..config }).unwrap().asked().len(),
+            2
+        );
+    }
 }
