@@ -199,12 +199,10 @@ fn warnings_leave_the_exit_status_as_it_is() {
 fn a_set_with_the_peculiarities_of_published_ones_is_measured_as_trec_eval_does() {
     let dir = tempfile::tempdir().unwrap();
     fs::create_dir(dir.path().join("qrels")).unwrap();
-    let corpus =
-        [("lamp", "switch the lamp on"), ("mop", "mop the hall"), ("blank", ""), ("vase", "carry a vase")]
-            .map(|(id, text)| {
-                json!({ "_id": id, "title": null, "text": text, "metadata": {} }).to_string() + "\n"
-            });
-    let queries = [("1", "lamp"), ("2", "hall"), ("3", "vase"), ("lamp", "switch the lamp on")]
+    let corpus = [("lamp", "lamp on"), ("mop", "mop the hall"), ("blank", ""), ("vase", "carry a vase")].map(
+        |(id, text)| json!({ "_id": id, "title": null, "text": text, "metadata": {} }).to_string() + "\n",
+    );
+    let queries = [("1", "lamp"), ("2", "hall"), ("3", "vase"), ("lamp", "lamp on")]
         .map(|(id, text)| json!({ "_id": id, "text": text }).to_string() + "\n");
     // Query 1 is answered; of 2 the answer is missing, of 3 nothing is relevant; the last is a document itself.
     let judged = "1\tlamp\t2\n1\tblank\t-1\n2\tgone\t1\n3\tvase\t0\n3\tlamp\t-2\nlamp\tvase\t1\n9\tmop\t1\n";
@@ -231,7 +229,7 @@ fn a_set_with_the_peculiarities_of_published_ones_is_measured_as_trec_eval_does(
     }
     let (pooled, _) = measured(&["--pool", "2", "--relevance-level", "2"]);
     assert_eq!((&pooled["queries"], &pooled["metrics"]["Recall@1"]), (&json!(4), &json!(0.25)));
-    run("train", &["data", "check", "--data", text(dir.path())]).code.filter(|code| *code == 1).unwrap();
+    assert_eq!(check(dir.path(), &[]).code, Some(1));
 }
 
 /// Hard negatives, titles and splits must arrive where training and evaluation look for them.

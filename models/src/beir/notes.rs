@@ -18,8 +18,8 @@ impl Seen {
         self.first.get_or_insert_with(|| (line, id.to_owned()));
     }
 
-    /// `FILE: 2 documents have no text (first: `d7`, line 8); passed over`; nothing where nothing was met. `one` and `several`
-    /// are what is said of one and of several.
+    /// A sentence with the file, how many there are, the first of them and what happens `then`; nothing where nothing was met.
+    /// `one` and `several` are what is said of one and of several.
     pub fn note(&self, file: &Path, [one, several]: [&str; 2], then: &str) -> Option<String> {
         let (line, id) = self.first.as_ref()?;
         let (file, count, words) = (file.display(), self.count, if self.count == 1 { one } else { several });
