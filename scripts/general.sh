@@ -34,8 +34,8 @@ mapfile -t LATENTS < <(sets ecare-causes=1.2 event2mind-intents metatool-tools h
     alfred-next-steps=0.5 tldr-commands=0.6 strategyqa-facts entailmentbank-facts sealtools-apis=0.7 behavior-objects \
     bfcl-functions=0.7 theoremqa-theorems=0.7 calvin-skills)
 # The predictor's maps learn fast: without the largest corpora, whose every text would be encoded.
-mapfile -t MAPS < <(sets ecare-causes metatool-tools hwu64-intents=0.7 clinc150-intents=0.7 alfred-next-steps=0.5 \
-    sealtools-apis=0.6 behavior-objects bfcl-functions=0.7 theoremqa-theorems=0.7 calvin-skills)
+mapfile -t MAPS < <(sets metatool-tools hwu64-intents=0.7 clinc150-intents=0.7 sealtools-apis=0.6 behavior-objects \
+    bfcl-functions=0.7 theoremqa-theorems=0.7 calvin-skills)
 
 stage "$LLM" $TRAIN import --from .deps/models/SmolLM2-135M-Instruct.Q4_1.gguf --out "$LLM"
 stage "$OUT/latents" $TRAIN teacher --model "$LLM" --out "$OUT/latents" --data data/robot-skills=2 "${LATENTS[@]}" --cap 4000 \
