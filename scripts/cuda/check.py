@@ -29,6 +29,8 @@ KINDS = {
     + ["--latent-documents", "12"],
 }
 DISTILL = ["--target-queries", "24", "--candidates", "4", "--layers", "4,7,10", "--steps", "60", "--eval-every", "60"]
+# Which PyTorch a release of tch fits.
+FITTING = {"tch-0.24": "2.11", "tch-0.26": "2.13"}
 LARGE = [2048, 1024, 512, 256, 64]
 
 
@@ -103,6 +105,13 @@ class Check:
         self.report["cards"] = [dict(zip(fields.split(","), line.split(", "))) for line in card.splitlines()]
         torch = query([sys.executable, "-c", "import torch; print(torch.__version__, torch.cuda.is_available())"])
         self.report["pytorch"] = torch.split(" ")[0] if torch else "not importable"
+        built = Path(__file__).with_name("built-with")
+        wanted = [FITTING[tch] for tch in built.read_text().split() if tch in FITTING] if built.exists() else []
+        if torch and wanted and not torch.startswith(wanted[0] + "."):
+            sys.exit(
+                f"check: train was built for PyTorch {wanted[0]}, and this Python has {self.report['pytorch']}: name another with "
+                "PYTHON=, or pack a train that `make train-for` built for it"
+            )
         self.gpu = bool(self.report["cards"]) and torch.endswith("True")
         self.cards = len(self.report["cards"])
         print(json.dumps({k: v for k, v in self.report.items() if k != "checks"}), flush=True)

@@ -28,8 +28,8 @@ strip "$STAGE/train"
 cp "$GGUF" "$STAGE/llm.gguf"
 cp -r data/home-robot "$STAGE/data/"
 cp scripts/cuda/check.py scripts/compare_transformers.py "$STAGE/"
-# Which libtorch it asks for: check.sh compares.
-grep -ao 'tch-0\.[0-9]*\.[0-9]*' "$STAGE/train" | sort -u | head -1 >"$STAGE/built-with" || true
+# A release of tch fits one of PyTorch: check.py holds the machine's to it.
+{ grep -ao 'tch-0\.[0-9]*' "$STAGE/train" || true; } | sort -u >"$STAGE/built-with"
 
 rm -rf "$OUT.new"
 mkdir -p "$OUT.new"
